@@ -1,0 +1,1 @@
+"""Makes a model ready and generates with it; never decides which model."""

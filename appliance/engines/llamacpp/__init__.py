@@ -1,0 +1,1 @@
+"""Engine llamacpp: one child process per loaded model on the low-level binding."""

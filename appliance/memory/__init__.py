@@ -1,0 +1,1 @@
+"""Remembers and recalls, with provenance and labels."""

@@ -1,0 +1,1 @@
+"""Decides when; holds leases and ledgers; never sees a prompt's text."""

@@ -1,0 +1,1 @@
+"""Writes and reads SQLite; owns the journal."""

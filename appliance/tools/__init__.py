@@ -1,0 +1,1 @@
+"""Carries out what a model asked for, after approval, in a sandbox."""

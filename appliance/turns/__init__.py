@@ -1,0 +1,1 @@
+"""Runs the loop of an agent's turn and journals it."""

@@ -1,0 +1,1 @@
+"""Translates between our types and other people's JSON; opens no connection."""

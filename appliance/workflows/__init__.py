@@ -1,0 +1,1 @@
+"""Strings turns together over time, on the one journal."""
