@@ -1,0 +1,439 @@
+"""What the GPU room says: inventories, shapes of models, estimates, wants and placements.
+
+All frozen, all integers of bytes. The scheduler imports these; nothing here computes more than a
+sum. A device is named by its NVML UUID; host RAM is a device too, named `HOST`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+HOST = "cpu"
+"""The UUID of host RAM: where layers go that are on no card, and everything without a driver."""
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+# --- inventory: what is there ---------------------------------------------------------------
+
+
+class Health(StrEnum):
+    OK = "ok"
+    DRAINING = "draining"
+    """An Xid says: finish what runs, load nothing new."""
+    RESET_REQUIRED = "reset_required"
+    LOST = "lost"
+    UNKNOWN = "unknown"
+    """NVML answers with an error of its own; treated as unusable until a probe passes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessUse:
+    """One process on a card. `vram_bytes` is None where the driver will not say (some MIG)."""
+
+    pid: int
+    vram_bytes: int | None
+    is_ours: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One card, or host RAM, as last seen. Bytes; degrees Celsius; milliwatts; percent."""
+
+    uuid: str
+    index: int
+    name: str
+    total_bytes: int
+    used_bytes: int
+    free_bytes: int
+    processes: tuple[ProcessUse, ...] = ()
+    is_mig: bool = False
+    temperature_c: int | None = None
+    power_mw: int | None = None
+    power_limit_mw: int | None = None
+    utilisation_pct: int | None = None
+    compute_capability: tuple[int, int] | None = None
+    health: Health = Health.OK
+    reason: str = ""
+    """Why `health` is not ok: the NVML error or the Xid, in words."""
+    last_xid: int | None = None
+    is_stale: bool = False
+    """True when the numbers are older than the last poll: its calls timed out or failed."""
+
+    @property
+    def is_host(self) -> bool:
+        return self.uuid == HOST
+
+    @property
+    def is_usable(self) -> bool:
+        """Something new may be loaded here."""
+        return self.health is Health.OK
+
+    @property
+    def ours_bytes(self) -> int:
+        return sum(use.vram_bytes or 0 for use in self.processes if use.is_ours)
+
+    @property
+    def foreign_bytes(self) -> int:
+        """Used and not by us: other programs, and the driver's own share of the card."""
+        return max(self.used_bytes - self.ours_bytes, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """Every device at one instant (`taken_s`, monotonic); host RAM is always the last one."""
+
+    devices: tuple[Device, ...]
+    taken_s: float
+    driver_version: str | None = None
+    cuda_version: str | None = None
+    nvml_error: str | None = None
+    """Why there is no card to speak of: no library, no driver, a version mismatch, a hung call."""
+
+    @property
+    def gpus(self) -> tuple[Device, ...]:
+        return tuple(device for device in self.devices if not device.is_host)
+
+    @property
+    def host(self) -> Device:
+        return self.devices[-1]
+
+    @property
+    def is_stale(self) -> bool:
+        return any(device.is_stale for device in self.devices)
+
+    def device(self, uuid: str) -> Device | None:
+        return next((device for device in self.devices if device.uuid == uuid), None)
+
+
+# --- shape: what a model is -----------------------------------------------------------------
+
+
+class KvType(StrEnum):
+    """Element types of the KV cache, largest first."""
+
+    F32 = "f32"
+    F16 = "f16"
+    BF16 = "bf16"
+    Q8_0 = "q8_0"
+    Q5_1 = "q5_1"
+    Q5_0 = "q5_0"
+    Q4_1 = "q4_1"
+    Q4_0 = "q4_0"
+
+
+class LayerKind(StrEnum):
+    ATTENTION = "attention"
+    SLIDING = "sliding"
+    """Attention over a window of the last tokens only."""
+    RECURRENT = "recurrent"
+    NONE = "none"
+    """A layer without a cache of its own: it shares another's, or is feed-forward alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """One block. `k_width`, `v_width`: elements per token of its cache (0 for none);
+    `r_width`, `s_width`: f32 elements per sequence of its recurrent state. `has_attention` and
+    `has_recurrence` can both hold: some hybrids run the two side by side in one block."""
+
+    kind: LayerKind
+    weight_bytes: int
+    expert_bytes: int = 0
+    """Of `weight_bytes`, routed experts: what `--cpu-moe` style overrides move to the host."""
+    n_head: int = 0
+    k_width: int = 0
+    v_width: int = 0
+    r_width: int = 0
+    s_width: int = 0
+    n_ff: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What a model's header says of its memory: enough for the estimate, no tensor data.
+
+    `input_bytes` is the token embedding (it stays on the host), `output_bytes` the head and the
+    final norm (they count as one more layer); `tied_bytes` is that second copy of the embedding
+    which a model without a head of its own makes on the head's device.
+    """
+
+    architecture: str
+    name: str
+    format: str
+    """`gguf` or `safetensors`."""
+    content_hash: str
+    file_bytes: int
+    layers: tuple[LayerShape, ...]
+    input_bytes: int
+    output_bytes: int
+    tied_bytes: int
+    n_embd: int
+    n_vocab: int
+    n_ctx_train: int
+    n_head: int
+    n_head_kv: int
+    n_ff: int
+    window_tokens: int = 0
+    n_expert: int = 0
+    n_expert_used: int = 0
+    n_ff_expert: int = 0
+    is_mla: bool = False
+    is_encoder: bool = False
+    is_exact: bool = True
+    """False where llama.cpp gives the architecture cache classes of its own: ask the dry run."""
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    """Further dimensions of the architecture that a term of the estimate reads."""
+
+    @property
+    def n_layer(self) -> int:
+        return len(self.layers)
+
+    @property
+    def weight_bytes(self) -> int:
+        blocks = sum(layer.weight_bytes for layer in self.layers)
+        return self.input_bytes + self.output_bytes + self.tied_bytes + blocks
+
+
+# --- estimate: what it will take ------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PlanParams:
+    """How an engine would be started. `n_ctx` is llama.cpp's: cells of the cache over all
+    sequences (a placement's `context_window` times its `slots`). `gpu_layers` counts the output
+    head as one; `tensor_split` has one weight per card and is always pinned."""
+
+    n_ctx: int
+    n_seq_max: int = 1
+    kv_type: KvType = KvType.F16
+    kv_type_v: KvType | None = None
+    """Of the values, where it differs from the keys'."""
+    is_unified: bool = True
+    swa_full: bool = False
+    flash_attention: bool = True
+    n_batch: int = 512
+    n_ubatch: int = 512
+    n_outputs_max: int | None = None
+    """Rows of logits at once; None means `n_seq_max`, which is what our worker sets."""
+    n_rs_seq: int = 0
+    gpu_layers: int = 0
+    tensor_split: tuple[float, ...] = ()
+    devices: tuple[str, ...] = ()
+    """UUIDs of the cards, in the engine's order; empty means the host alone."""
+
+    @property
+    def outputs(self) -> int:
+        return self.n_seq_max if self.n_outputs_max is None else self.n_outputs_max
+
+
+class Term(StrEnum):
+    WEIGHTS = "weights"
+    KV = "kv"
+    STATE = "state"
+    COMPUTE = "compute"
+    CONTEXT = "context"
+    POOL = "pool"
+    OUTPUT = "output"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes by device and term. `basis` says where the numbers come from."""
+
+    terms: Mapping[str, Mapping[Term, int]]
+    basis: str = "formula"
+    """`formula`, `dry_run` or `measured`."""
+    notes: tuple[str, ...] = ()
+
+    def bytes_on(self, uuid: str) -> int:
+        return sum(self.terms.get(uuid, {}).values())
+
+    @property
+    def by_device(self) -> dict[str, int]:
+        return {uuid: sum(terms.values()) for uuid, terms in self.terms.items()}
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.by_device.values())
+
+    def total_of(self, *wanted: Term) -> int:
+        return sum(terms.get(term, 0) for terms in self.terms.values() for term in wanted)
+
+
+# --- placement: where it goes ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One way to run a model, before devices have names: what a `Footprint` is asked about.
+
+    `shares` are the relative weights of the cards (their count is the number of cards; empty
+    means host only)."""
+
+    context_window: int
+    slots: int
+    kv_type: KvType
+    gpu_layers: int
+    shares: tuple[float, ...] = ()
+
+
+class Footprint(Protocol):
+    """How many bytes a model takes in a layout. Pure, and monotone in window and slots."""
+
+    @property
+    def n_layers(self) -> int:
+        """Layers that can be put on a card, the output head counted as one."""
+        ...
+
+    def bytes_by_device(self, layout: Layout) -> tuple[int, ...]:
+        """Bytes on each card of the layout in order, then bytes in host RAM: len(shares) + 1."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FixedFootprint:
+    """A model of one size whatever its window: for the planner and for engines that fix theirs."""
+
+    vram_bytes: int
+    host_bytes: int = 0
+    n_layers: int = 1
+
+    def bytes_by_device(self, layout: Layout) -> tuple[int, ...]:
+        if not layout.shares or layout.gpu_layers == 0:
+            return (*(0 for _ in layout.shares), self.vram_bytes + self.host_bytes)
+        total = sum(layout.shares)
+        on_card = [int(self.vram_bytes * share / total) for share in layout.shares]
+        on_card[0] += self.vram_bytes - sum(on_card)
+        return (*on_card, self.host_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """A model someone wants loaded, and what the config allows to shrink.
+
+    `context_window` and `slots` are what is wished; the `min_` values what is allowed; equal
+    means no shrinking. `kv_types` in order of preference. `pin` holds UUIDs it must live on
+    (all its cards among them); `exclusive` keeps every other model off its cards. Lower
+    `priority` goes first (as in `types.Priority`).
+    """
+
+    model: str
+    footprint: Footprint
+    context_window: int
+    slots: int = 1
+    min_context_window: int | None = None
+    min_slots: int = 1
+    kv_types: tuple[KvType, ...] = (KvType.F16,)
+    pin: tuple[str, ...] = ()
+    exclusive: bool = False
+    priority: int = 1
+    allow_split: bool = True
+    allow_partial: bool = True
+    """Some layers on the host, when all else is shrunk."""
+    allow_host: bool = True
+    """All layers on the host: always so without a card; last resort with one."""
+
+    @property
+    def least_window(self) -> int:
+        low = self.min_context_window
+        return self.context_window if low is None else min(low, self.context_window)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceShare:
+    uuid: str
+    vram_bytes: int
+    """Bytes promised on this device (RAM when the device is the host)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a model goes and how it is started; `reasons` tell what was shrunk and why."""
+
+    model: str
+    devices: tuple[DeviceShare, ...]
+    gpu_layers: int
+    context_window: int
+    slots: int
+    kv_type: KvType
+    tensor_split: tuple[float, ...] = ()
+    exclusive: bool = False
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def n_ctx(self) -> int:
+        return self.context_window * self.slots
+
+    @property
+    def by_device(self) -> dict[str, int]:
+        return {share.uuid: share.vram_bytes for share in self.devices}
+
+    @property
+    def cards(self) -> tuple[str, ...]:
+        return tuple(share.uuid for share in self.devices if share.uuid != HOST)
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A loaded instance that could be evicted; `cost` is what its loss costs (any one unit,
+    stall seconds say). Leased and pinned instances are not offered."""
+
+    instance: str
+    shares: tuple[DeviceShare, ...]
+    cost: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """Fits once these are gone: the cheapest set found, then the placement that follows."""
+
+    victims: tuple[str, ...]
+    placement: Placement
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Something near the wish that would fit, in words and numbers."""
+
+    text: str
+    context_window: int | None = None
+    slots: int | None = None
+    kv_type: KvType | None = None
+    free_bytes: int | None = None
+    """Bytes that would have to be freed on `uuid`."""
+    uuid: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NoFit:
+    """Nothing allowed fits. `needed_bytes` is the smallest allowed configuration on the best
+    device set, `available_bytes` what that set has now."""
+
+    model: str
+    reason: str
+    needed_bytes: int
+    available_bytes: Mapping[str, int]
+    choices: tuple[Choice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementPolicy:
+    """What is kept free: `reserve_bytes` on every card and what `reserves` says for single ones;
+    `host_reserve_bytes` of RAM for the rest of the machine."""
+
+    reserve_bytes: int = 512 * MIB
+    reserves: Mapping[str, int] = field(default_factory=dict)
+    host_reserve_bytes: int = 2 * GIB
+    binpack: bool = True
+    """Fill the fullest card that fits first (keeps big holes); False spreads."""
+
+    def reserve_of(self, device: Device) -> int:
+        if device.is_host:
+            return self.host_reserve_bytes
+        return self.reserves.get(device.uuid, self.reserve_bytes)
