@@ -61,7 +61,6 @@ class StepFacts:
     text: str = ""
     needs_tools: bool = False
     needs_images: bool = False
-    needs_json: bool = False
     n_tools: int = 0
     tool_names: tuple[str, ...] = ()
     last_tool: str | None = None
