@@ -18,7 +18,10 @@ class RetryConfig(Section):
     )
     backoff_ms_max: int = Field(8_000, ge=1, le=600_000, description="Longest wait of our own.")
     retry_after_s_max: float = Field(
-        30.0, ge=0, le=3_600, description="Longest retry-after that is waited for; beyond: go local."
+        30.0,
+        ge=0,
+        le=3_600,
+        description="Longest retry-after that is waited for; else go local.",
     )
     hedge: bool = Field(False, description="Send a second request when the first is slow to start.")
 
