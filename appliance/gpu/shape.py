@@ -136,7 +136,8 @@ def shape_from(headers: Sequence[GgufHeader], content_hash: str = "") -> ModelSh
     n_layer = keys.integer("block_count")
     if not 0 < n_layer <= MAX_LAYERS:
         raise keys.broken(f"claims {n_layer} layers; 1 to {MAX_LAYERS} are read")
-    weights = _weights(headers, n_layer)
+    n_trunk = n_layer - keys.integer("nextn_predict_layers", 0)
+    weights = _weights(headers, n_layer, n_trunk if n_trunk > 0 else n_layer)
     window, swa = _sliding_layers(keys, n_layer)
     n_embd = keys.integer("embedding_length")
     n_vocab = _vocabulary(keys, headers)
@@ -364,8 +365,11 @@ class _Weights:
     tied: int
 
 
-def _weights(headers: Sequence[GgufHeader], n_layer: int) -> _Weights:
-    """Bytes per block, each tensor padded to 32 as the backend's allocator does."""
+def _weights(headers: Sequence[GgufHeader], n_layer: int, n_trunk: int) -> _Weights:
+    """Bytes per block, each tensor padded to 32 as the backend's allocator does.
+
+    Draft (next-token prediction) blocks come after the trunk and are skipped by the loader
+    (`load_mtp` is false by default)."""
     blocks, experts = [0] * n_layer, [0] * n_layer
     entry = output = embedding = 0
     has_head = False
@@ -373,6 +377,8 @@ def _weights(headers: Sequence[GgufHeader], n_layer: int) -> _Weights:
         for tensor in header.tensors:
             size = -(-tensor.bytes // 32) * 32
             match = _BLOCK.match(tensor.name)
+            if match and n_trunk <= int(match[1]) < n_layer:
+                continue
             if match and int(match[1]) < n_layer:
                 blocks[int(match[1])] += size
                 if "_exps." in tensor.name:
