@@ -1,0 +1,27 @@
+"""Run as a script: `launch.py PARENT_PID PROGRAM ARG…` dies with its parent, then is PROGRAM.
+
+Linux clears nothing of this at exec, so the program inherits the parent-death signal. Stands
+alone (no import of ours): it runs isolated, before anything else does.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main() -> None:
+    parent_pid, program, *arguments = sys.argv[1:]
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != int(parent_pid):
+        sys.exit("launch: the parent is gone already")
+    try:
+        os.execvp(program, [program, *arguments])
+    except OSError as error:
+        sys.exit(f"launch: {program}: {error.strerror}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""The decode loop: admits, plans, decodes, samples; the one thread that touches the context.
+
+One step: prompts that were prepared join (`_admit`), the planner says which tokens run, one
+`llama_decode` runs them, every sequence that reached its last token draws the next. Sequences
+join and leave between any two steps; a cancel takes effect before the next one.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from appliance.engines.llamacpp.binding import Adapter, Batch, Context, Model
+from appliance.engines.llamacpp.generation import Generation, now_s
+from appliance.engines.llamacpp.planner import Limits, Runnable, plan_step
+from appliance.engines.llamacpp.sampling import Sampler, logprob_of, settle
+from appliance.engines.llamacpp.sequences import MemoryKind, Sequences, Start
+from appliance.errors import ApplianceError, DeadlineExceeded, EngineError
+from appliance.types import Completion, Delta, Progress, StopReason
+
+log = logging.getLogger(__name__)
+
+PROMPT_TOKENS_BESIDE_STREAMS = 128
+"""Prompt tokens put beside running streams in one step: a stream's step then costs a few times
+its usual time, not fifty times."""
+
+
+class Sink(Protocol):
+    """Where the loop reports to; must not block."""
+
+    def deltas(self, request_id: str, deltas: list[Delta]) -> None: ...
+
+    def done(self, request_id: str, completion: Completion) -> None: ...
+
+    def failed(self, request_id: str, error: ApplianceError) -> None: ...
+
+
+class Loop:
+    """Owns context, batch and sequences. Everything runs on the caller's thread."""
+
+    def __init__(
+        self,
+        model: Model,
+        context: Context,
+        *,
+        slots: int,
+        sequences: int,
+        context_window: int,
+        step_tokens: int,
+        adapters: dict[str, Adapter],
+        sink: Sink,
+    ) -> None:
+        self._model = model
+        self._context = context
+        self._batch = Batch(context.batch_tokens)
+        self._slots = slots
+        self._window = context_window
+        self._limits = Limits(step_tokens, min(PROMPT_TOKENS_BESIDE_STREAMS, step_tokens))
+        self._adapters = adapters
+        self._adapter: str | None = None
+        self._sink = sink
+        self._kind = MemoryKind(model.is_recurrent, model.window_cells)
+        self._sequences = Sequences(sequences, self._kind)
+        self._waiting: list[Generation] = []
+        self._running: dict[int, Generation] = {}
+        self._steps = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting or self._running)
+
+    def submit(self, generation: Generation) -> None:
+        self._waiting.append(generation)
+
+    def cancel(self, request_id: str) -> None:
+        """End it without a completion; its KV stays, as the beginning of whatever comes next."""
+        self._waiting = [g for g in self._waiting if g.request.request_id != request_id]
+        for generation in list(self._running.values()):
+            if generation.request.request_id == request_id:
+                self._leave(generation)
+
+    def step(self) -> None:
+        """At most one decode."""
+        self._expire()
+        self._admit()
+        plan = plan_step([self._runnable(g) for g in self._running.values()], self._limits)
+        if plan is None:
+            return
+        self._steps += 1
+        if plan.adapter != self._adapter:
+            self._context.use_adapter(self._adapters[plan.adapter] if plan.adapter else None)
+            self._adapter = plan.adapter
+        self._batch.clear()
+        outputs: list[tuple[Generation, int]] = []
+        for grant in plan.grants:
+            generation = self._running[grant.sequence]
+            end = generation.n_past + grant.tokens
+            is_last = end == len(generation.tokens)
+            index = self._batch.add(
+                grant.sequence,
+                generation.n_past,
+                generation.tokens[generation.n_past : end],
+                output=is_last,
+            )
+            if is_last:
+                outputs.append((generation, index))
+        status = self._context.decode(self._batch)
+        if status == 1:
+            self._make_room()
+            return
+        if status != 0:
+            raise EngineError(f"llama_decode failed with status {status}")
+        for grant in plan.grants:
+            generation = self._running[grant.sequence]
+            generation.n_past += grant.tokens
+            generation.last_served = self._steps
+            self._sequences.advance(grant.sequence, generation.n_past)
+            if generation.pending_tokens:
+                progress = Progress("prefill", generation.n_past, generation.prompt_tokens)
+                self._sink.deltas(generation.request.request_id, [progress])
+        for generation, index in outputs:
+            self._draw(generation, index)
+
+    def close(self) -> None:
+        for generation in list(self._running.values()):
+            self._leave(generation)
+        self._batch.close()
+
+    def _runnable(self, generation: Generation) -> Runnable:
+        return Runnable(
+            sequence=generation.sequence,
+            priority=int(generation.request.priority),
+            arrival=generation.arrival,
+            pending_tokens=generation.pending_tokens,
+            is_streaming=generation.is_streaming,
+            last_served=generation.last_served,
+            adapter=generation.request.adapter,
+        )
+
+    def _expire(self) -> None:
+        now = now_s()
+        for generation in [*self._waiting, *self._running.values()]:
+            deadline_s = generation.request.deadline_s
+            if deadline_s is not None and now > deadline_s:
+                self._fail(generation, DeadlineExceeded("the step's deadline passed"))
+
+    def _admit(self) -> None:
+        """Start waiting prompts, the more urgent first, while there are slots."""
+        self._waiting.sort(key=lambda g: (int(g.request.priority), g.arrival))
+        for generation in list(self._waiting):
+            if len(self._running) >= self._slots:
+                return
+            start = self._sequences.find(
+                generation.tokens,
+                generation.request.adapter,
+                generation.request.cache_key,
+                self._first_held(),
+            )
+            if isinstance(start, Start):
+                self._waiting.remove(generation)
+                self._begin(generation, start)
+
+    def _first_held(self) -> dict[int, int]:
+        if not self._kind.window:
+            return {}
+        return {
+            r.sequence: self._context.first_position(r.sequence) for r in self._sequences.idle
+        } | {sequence: self._context.first_position(sequence) for sequence in self._running}
+
+    def _begin(self, generation: Generation, start: Start) -> None:
+        common = start.common
+        if start.source == start.target:
+            if not self._context.forget(start.target, common):
+                common = 0
+        elif start.source is not None:
+            self._context.forget(start.target)
+            self._context.share(
+                start.source, start.target, -1 if self._kind.is_recurrent else common
+            )
+        if common == 0:
+            self._context.forget(start.target)
+        start = Start(start.target, start.source, common, start.evicted)
+        request = generation.request
+        self._sequences.occupy(start, generation.tokens, request.adapter, request.cache_key)
+        generation.sequence = start.target
+        generation.n_past = common
+        if not generation.output_tokens:
+            generation.cached_tokens = common
+            generation.started_s = now_s()
+        if generation.sampler is None:
+            generation.sampler = Sampler(self._model, settle(request.sampling))
+        self._running[start.target] = generation
+
+    def _draw(self, generation: Generation, index: int) -> None:
+        """Sample the next token of a sequence whose known tokens are all in the cache."""
+        assert generation.sampler is not None
+        token = generation.sampler.draw(self._context, index)
+        if generation.output_tokens == 0:
+            generation.first_token_s = now_s()
+        alternatives = generation.request.sampling.logprobs
+        if alternatives is not None:
+            logits = self._context.logits(index)
+            generation.logprobs.append(logprob_of(self._model, logits, token, alternatives))
+        generation.tokens.append(token)
+        generation.output_tokens += 1
+        if self._model.ends(token):
+            self._finish(generation, StopReason.END_TURN, None)
+            return
+        deltas, stop = generation.take(self._model.piece(token))
+        if deltas:
+            self._sink.deltas(generation.request.request_id, deltas)
+        if stop is not None:
+            self._finish(generation, StopReason.STOP_SEQUENCE, stop)
+        elif (
+            generation.output_tokens >= generation.max_tokens
+            or len(generation.tokens) >= self._window
+        ):
+            self._finish(generation, StopReason.MAX_TOKENS, None)
+
+    def _finish(self, generation: Generation, reason: StopReason, stop: str | None) -> None:
+        deltas, completion = generation.complete(reason, stop, now_s())
+        self._leave(generation)
+        if deltas:
+            self._sink.deltas(generation.request.request_id, deltas)
+        self._sink.done(generation.request.request_id, completion)
+
+    def _fail(self, generation: Generation, error: ApplianceError) -> None:
+        if generation in self._waiting:
+            self._waiting.remove(generation)
+        else:
+            self._leave(generation)
+        self._sink.failed(generation.request.request_id, error)
+
+    def _leave(self, generation: Generation) -> None:
+        """Free the slot; what is in the cache stays for whoever shares its beginning."""
+        del self._running[generation.sequence]
+        self._sequences.release(generation.sequence, generation.tokens[: generation.n_past])
+        if generation.sampler is not None:
+            generation.sampler.close()
+            generation.sampler = None
+
+    def _make_room(self) -> None:
+        """The cache is full: drop an idle conversation, else set a running one back."""
+        idle = self._sequences.idle
+        if idle:
+            self._context.forget(idle[0].sequence)
+            self._sequences.drop(idle[0].sequence)
+            return
+        if len(self._running) == 1:
+            (only,) = self._running.values()
+            self._fail(
+                only,
+                EngineError(
+                    f"the KV cache of {self._context.cells} tokens is full",
+                    hint="raise kv_tokens, or lower context_window",
+                ),
+            )
+            return
+        victim = max(self._running.values(), key=lambda g: (int(g.request.priority), g.arrival))
+        self._set_back(victim)
+
+    def _set_back(self, victim: Generation) -> None:
+        """Take its slot; it goes on later from its tokens, and keeps what it has said."""
+        del self._running[victim.sequence]
+        self._sequences.release(victim.sequence, victim.tokens[: victim.n_past])
+        victim.sequence, victim.n_past = -1, 0
+        self._waiting.append(victim)

@@ -1,0 +1,142 @@
+"""From logits to a token: greedy in numpy, everything else by llama.cpp's sampler chain in C.
+
+Greedy needs no chain: `argmax` over the logits is an order of magnitude cheaper than building
+the 12-byte candidate array the chain wants. Penalties and biases change the argmax, so they use
+the chain too. Order in the chain as in llama.cpp's own server: bias, penalties, top-k, top-p,
+min-p, temperature, draw.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+import llama_cpp as lib
+import numpy as np
+
+from appliance.engines.llamacpp.binding import Context, Floats, Model
+from appliance.types import Sampling, TokenLogprob
+
+DEFAULT_TEMPERATURE = 0.7
+DEFAULT_TOP_K = 40
+DEFAULT_TOP_P = 0.95
+DEFAULT_MIN_P = 0.05
+PENALTY_WINDOW_TOKENS = 256
+"""How far back penalties look: beyond it, repeating a word is ordinary language."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """`Sampling` with every default filled in."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repeat_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int
+    logit_bias: tuple[tuple[int, float], ...]
+
+    @property
+    def is_plain_greedy(self) -> bool:
+        return (
+            (self.temperature <= 0 or self.top_k == 1)
+            and self.repeat_penalty == 1
+            and self.presence_penalty == 0
+            and self.frequency_penalty == 0
+            and not self.logit_bias
+        )
+
+
+def settle(sampling: Sampling) -> Settled:
+    """Fill in the defaults; without a seed, one is drawn."""
+
+    def either(value: float | None, default: float) -> float:
+        return default if value is None else value
+
+    return Settled(
+        temperature=either(sampling.temperature, DEFAULT_TEMPERATURE),
+        top_k=DEFAULT_TOP_K if sampling.top_k is None else sampling.top_k,
+        top_p=either(sampling.top_p, DEFAULT_TOP_P),
+        min_p=either(sampling.min_p, DEFAULT_MIN_P),
+        repeat_penalty=either(sampling.repeat_penalty, 1.0),
+        presence_penalty=either(sampling.presence_penalty, 0.0),
+        frequency_penalty=either(sampling.frequency_penalty, 0.0),
+        seed=secrets.randbits(32) if sampling.seed is None else sampling.seed & 0xFFFFFFFF,
+        logit_bias=tuple(sampling.logit_bias.items()),
+    )
+
+
+class Sampler:
+    """Draws the tokens of one sequence; `close` frees the C chain."""
+
+    def __init__(self, model: Model, settled: Settled) -> None:
+        self._greedy = settled.is_plain_greedy
+        self._chain = None if self._greedy else _build_chain(model, settled)
+
+    def draw(self, context: Context, index: int) -> int:
+        """A token by the logits at batch index `index`, and accept it."""
+        if self._chain is None:
+            return int(context.logits(index).argmax())
+        # llama_sampler_sample accepts what it draws.
+        return int(lib.llama_sampler_sample(self._chain, context.handle, index))
+
+    def close(self) -> None:
+        if self._chain is not None:
+            lib.llama_sampler_free(self._chain)
+            self._chain = None
+
+
+def _build_chain(model: Model, settled: Settled) -> object:
+    chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+
+    def add(sampler: object) -> None:
+        lib.llama_sampler_chain_add(chain, sampler)
+
+    if settled.logit_bias:
+        biases = (lib.llama_logit_bias * len(settled.logit_bias))()
+        for entry, (token, bias) in zip(biases, settled.logit_bias, strict=True):
+            entry.token, entry.bias = token, bias
+        add(lib.llama_sampler_init_logit_bias(model.n_vocab, len(biases), biases))
+    if (settled.repeat_penalty, settled.frequency_penalty, settled.presence_penalty) != (1, 0, 0):
+        add(
+            lib.llama_sampler_init_penalties(
+                model.n_vocab,
+                PENALTY_WINDOW_TOKENS,
+                settled.repeat_penalty,
+                settled.frequency_penalty,
+                settled.presence_penalty,
+            )
+        )
+    if settled.temperature <= 0:
+        add(lib.llama_sampler_init_greedy())
+        return chain
+    if settled.top_k > 0:
+        add(lib.llama_sampler_init_top_k(settled.top_k))
+    if settled.top_p < 1:
+        add(lib.llama_sampler_init_top_p(settled.top_p, 1))
+    if settled.min_p > 0:
+        add(lib.llama_sampler_init_min_p(settled.min_p, 1))
+    add(lib.llama_sampler_init_temp(settled.temperature))
+    add(lib.llama_sampler_init_dist(settled.seed))
+    return chain
+
+
+def logprob_of(model: Model, logits: Floats, token: int, alternatives: int) -> TokenLogprob:
+    """Natural-log probability of `token` under the model itself (before temperature), and the
+    `alternatives` likeliest tokens with theirs."""
+    peak = float(logits.max())
+    total = peak + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
+
+    def text(which: int) -> str:
+        return model.piece(which, special=True).decode("utf-8", "replace")
+
+    top: tuple[tuple[str, float], ...] = ()
+    if alternatives > 0:
+        count = min(alternatives, len(logits))
+        likeliest = np.argpartition(logits, -count)[-count:]
+        likeliest = likeliest[np.argsort(-logits[likeliest])]
+        top = tuple((text(int(which)), float(logits[which]) - total) for which in likeliest)
+    return TokenLogprob(text(token), float(logits[token]) - total, top)
