@@ -9,6 +9,7 @@ or an array) is answered with the line of the nearest key above it.
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -74,7 +75,10 @@ def _inside_arrays(parts: KeyPath, arrays: Mapping[KeyPath, int], *, last: bool)
 def _dotted_key(text: str, at: int) -> tuple[KeyPath, int]:
     parts: list[str] = []
     while match := _KEY_PART.match(text, at):
-        parts.append(next(part for part in match.groups() if part is not None))
+        escaped, literal, bare = match.groups()
+        parts.append(
+            tomllib.loads(f'key = "{escaped}"')["key"] if escaped else literal or bare or ""
+        )
         at = match.end()
         if text[at : at + 1] != ".":
             break
