@@ -1,0 +1,47 @@
+"""Back-off and breaker of one model: crashes are retried with pauses, a series of them is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from appliance.scheduler.policy import Policy
+
+
+@dataclass(slots=True)
+class Breaker:
+    """Crash times of the last window. Closed lets starts pass, open names its reason."""
+
+    policy: Policy
+    crashes_s: list[float] = field(default_factory=list)
+    reason: str = ""
+    broken: bool = False
+    _retry_at_s: float = 0.0
+
+    def crashed(self, reason: str, now_s: float) -> None:
+        """Counts a crash; the third in the window opens the breaker."""
+        since_s = now_s - self.policy.breaker_window_s
+        self.crashes_s = [at for at in self.crashes_s if at > since_s] + [now_s]
+        self.reason = reason
+        count = len(self.crashes_s)
+        pause_s = self.policy.backoff_s * (1 << (count - 1)) if count > 1 else 0.0
+        if count >= self.policy.breaker_crashes:
+            pause_s = self.policy.breaker_open_s
+        self._retry_at_s = now_s + pause_s
+
+    def declined(self, reason: str, now_s: float) -> None:
+        """A start that found no room after all: tried again soon, and no crash."""
+        self.reason = reason
+        self._retry_at_s = now_s + self.policy.backoff_s
+
+    def broke(self, reason: str) -> None:
+        """The model cannot be started as configured; only a new configuration helps."""
+        self.reason, self.broken = reason, True
+
+    def is_open(self, now_s: float) -> bool:
+        """Requests are refused: it crashed too often, or is broken."""
+        crashed_often = len(self.crashes_s) >= self.policy.breaker_crashes
+        return self.broken or (crashed_often and now_s < self._retry_at_s)
+
+    def retry_in_s(self, now_s: float) -> float:
+        """Seconds until a start may be tried; zero when now."""
+        return max(self._retry_at_s - now_s, 0.0)

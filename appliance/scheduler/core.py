@@ -1,0 +1,415 @@
+"""The heart: `handle(event, now) -> list[Effect]`. No clock, no I/O, no surprise.
+
+It is total (any event in any state has an answer), silent (it logs nothing and raises only for our
+own bugs) and deterministic (the same events at the same times give the same effects, byte for
+byte). Each event first changes the book, then the rules run in a fixed order until nothing moves:
+what expired is refused, free slots are granted, memory is given back where it is short, room is
+made for what waits, background steps are cut where an urgent one stands behind them.
+"""
+
+from __future__ import annotations
+
+import math
+from heapq import heappop, heappush
+from typing import assert_never
+
+from appliance.scheduler import grants, outlook, pressure, room
+from appliance.scheduler.book import Book, ModelState
+from appliance.scheduler.breaker import Breaker
+from appliance.scheduler.forecast import Forecast
+from appliance.scheduler.foreign import ForeignHold
+from appliance.scheduler.policy import Policy
+from appliance.scheduler.values import (
+    Capacity,
+    ConfigChanged,
+    DrainRequested,
+    Effect,
+    Event,
+    InstanceFailed,
+    InstanceGone,
+    InstanceReady,
+    InventoryChanged,
+    LeaseReleased,
+    Misfit,
+    ModelSpec,
+    Placer,
+    RefusalCode,
+    Refuse,
+    ResidentState,
+    StepCancelled,
+    StepRequested,
+    Tick,
+    WakeAt,
+)
+from appliance.scheduler.waiting import WaitingQueue
+
+_ROUNDS = 64
+"""Rounds of grants and room-making at one event; each makes progress, so this is never reached with
+fewer models than this that can change state at once."""
+
+
+class Core:
+    """All scheduling decisions. One owner; not safe for concurrent use."""
+
+    def __init__(self, placer: Placer, policy: Policy | None = None) -> None:
+        policy = policy or Policy()
+        self._book = Book(
+            policy,
+            placer,
+            Forecast(),
+            WaitingQueue(policy.max_overtaken),
+            ForeignHold(policy.foreign_calm_s),
+        )
+        self._deadlines: list[tuple[float, str]] = []
+        self._woken_s = math.inf
+
+    def handle(self, event: Event, now_s: float) -> list[Effect]:
+        """Takes one event in and says what is to be done, in this order."""
+        book = self._book
+        book.effects = []
+        match event:
+            case StepRequested():
+                self._requested(event, now_s)
+            case StepCancelled():
+                self._cancelled(event, now_s)
+            case LeaseReleased():
+                self._released(event, now_s)
+            case InstanceReady():
+                self._ready(event, now_s)
+            case InstanceFailed():
+                self._failed(event, now_s)
+            case InstanceGone():
+                self._gone(event, now_s)
+            case InventoryChanged():
+                pressure.observe(book, event.devices, now_s)
+            case ConfigChanged():
+                self._configured(event, now_s)
+            case DrainRequested():
+                self._drain(now_s)
+            case Tick():
+                pass
+            case _:
+                assert_never(event)
+        self._settle(now_s)
+        return book.effects
+
+    # ── what others may look at ─────────────────────────────────────────────────────────────────
+
+    def capacity(self, now_s: float) -> Capacity:
+        return outlook.capacity(self._book, now_s)
+
+    def position(self, request_id: str) -> tuple[int, int]:
+        """Place of a waiting request among those for its model, and how many they are."""
+        return self._book.queue.position(request_id)
+
+    def is_loading_for(self, request_id: str) -> bool:
+        """The request waits for a load rather than for a slot."""
+        model = self._book.queue.model_of(request_id)
+        state = self._book.models.get(model) if model else None
+        if state is None:
+            return False
+        return state.current is None or state.current.state is ResidentState.STARTING
+
+    # ── events ──────────────────────────────────────────────────────────────────────────────────
+
+    def _requested(self, step: StepRequested, now_s: float) -> None:
+        book = self._book
+        known = [model for model in step.models if model in book.models]
+        if not known:
+            names = ", ".join(step.models)
+            self._refuse(step.request_id, RefusalCode.UNKNOWN_MODEL, f"no model {names}", now_s)
+            return
+        if book.draining:
+            self._refuse(step.request_id, RefusalCode.OVERLOADED, "stopping", now_s, 5.0)
+            return
+        model = min(known, key=lambda m: (self._cannot(m, now_s) is not None, self._wait(m, now_s)))
+        book.forecast.observe(step.agent, model, now_s)
+        obstacle = self._cannot(model, now_s)
+        if obstacle is not None:
+            self._refuse(step.request_id, *obstacle, now_s, self._retry_s(model, now_s))
+            return
+        wait_s = self._wait(model, now_s)
+        if len(book.queue) >= book.policy.max_waiting:
+            reason = f"{len(book.queue)} requests wait, the limit"
+            self._refuse(step.request_id, RefusalCode.OVERLOADED, reason, now_s, wait_s, wait_s)
+            return
+        if self._is_hopeless(step, model, wait_s, now_s):
+            reason = f"{model} is predicted to be free in {wait_s:.1f} s, after the deadline"
+            self._refuse(step.request_id, RefusalCode.OVERLOADED, reason, now_s, wait_s, wait_s)
+            return
+        book.queue.add(step, model, book.models[model].service_s, now_s)
+        if step.deadline_s is not None:
+            heappush(self._deadlines, (step.deadline_s, step.request_id))
+
+    def _cancelled(self, event: StepCancelled, now_s: float) -> None:
+        waiting = self._book.queue.cancel(event.request_id)
+        if waiting is not None:
+            waited_s = round(now_s - waiting.since_s, 6)
+            self._book.record(now_s, "cancel", event.request_id, waited_s=waited_s)
+
+    def _released(self, event: LeaseReleased, now_s: float) -> None:
+        book = self._book
+        instance = book.leases.pop(event.lease_id, None)
+        if instance is None:
+            return
+        held = instance.leases.pop(event.lease_id)
+        state = book.models.get(instance.model)
+        if state is not None and event.seconds > 0:
+            state.measured_service(event.seconds, event.output_tokens)
+            extra_s = event.seconds - held.predicted_s
+            book.queue.correct(held.step.agent, extra_s, held.step.weight)
+        if not instance.leases:
+            instance.idle_since_s = now_s
+            if instance.state is ResidentState.DRAINING:
+                book.stop(instance, instance.doomed, now_s)
+
+    def _ready(self, event: InstanceReady, now_s: float) -> None:
+        book = self._book
+        instance = book.instances.get(event.instance_id)
+        if instance is None or instance.state is not ResidentState.STARTING:
+            return
+        instance.slots, instance.state = event.slots, ResidentState.READY
+        instance.ready_s = instance.idle_since_s = now_s
+        if event.bytes_by_device is not None:
+            book.ledger.settle(event.instance_id, event.bytes_by_device)
+        state = book.models.get(instance.model)
+        book.record(
+            now_s,
+            "ready",
+            instance.model,
+            instance=instance.instance_id,
+            load_s=round(event.load_s, 6),
+            slots=event.slots,
+            bytes=dict(book.ledger.held_by(event.instance_id)),
+        )
+        if state is not None and instance.spec == state.spec:
+            state.measured_load(event.load_s)
+        if instance.doomed or state is None:
+            book.leave(instance, instance.doomed or "removed from the configuration", now_s)
+
+    def _failed(self, event: InstanceFailed, now_s: float) -> None:
+        book = self._book
+        instance = book.instances.get(event.instance_id)
+        if instance is None or instance.state is ResidentState.STOPPING:
+            return
+        for lease_id in instance.leases:
+            del book.leases[lease_id]
+        instance.leases.clear()
+        was_loading = instance.state is ResidentState.STARTING
+        instance.state, instance.doomed = ResidentState.STOPPING, event.reason
+        book.record(
+            now_s,
+            "load_failed" if was_loading else "crash",
+            instance.model,
+            instance=instance.instance_id,
+            why=event.reason,
+        )
+        state = book.models.get(instance.model)
+        if state is None or state.current is not instance:
+            return
+        state.current = None
+        if event.broken:
+            state.breaker.broke(event.reason)
+        elif event.crashed:
+            state.breaker.crashed(event.reason, now_s)
+        else:
+            state.breaker.declined(event.reason, now_s)
+        if state.breaker.is_open(now_s):
+            crashes = len(state.breaker.crashes_s)
+            book.record(now_s, "breaker_open", instance.model, why=event.reason, crashes=crashes)
+
+    def _gone(self, event: InstanceGone, now_s: float) -> None:
+        instance = self._book.instances.pop(event.instance_id, None)
+        if instance is None:
+            return
+        assert not instance.leases, "a process that is gone serves nobody"
+        self._book.ledger.release(event.instance_id)
+        self._book.record(now_s, "gone", instance.model, instance=instance.instance_id)
+
+    def _configured(self, event: ConfigChanged, now_s: float) -> None:
+        book = self._book
+        wanted = {spec.name: spec for spec in event.models}
+        bound = {model for agent in event.agents for model in agent.models[:1]}
+        was_bound = {model for agent in book.agents.values() for model in agent.models[:1]}
+        for name in [name for name in book.models if name not in wanted]:
+            self._retire(book.models[name], "removed from the configuration", now_s)
+            del book.models[name]
+        for spec in event.models:
+            self._adopt(spec, now_s)
+        for name, state in book.models.items():
+            rebound = bool(was_bound) and name in bound and name not in was_bound
+            state.wanted = state.spec.pinned or state.spec.preload or rebound
+            unbound = name in was_bound and name not in bound and not state.wanted
+            instance = state.current
+            if unbound and instance is not None and instance.state is ResidentState.READY:
+                book.leave(instance, "no agent is bound to it any more", now_s)
+        book.agents = {agent.name: agent for agent in event.agents}
+        book.forecast.forget_except(wanted)
+        for waiting in [w for w in book.queue if w.model not in wanted]:
+            book.queue.cancel(waiting.step.request_id)
+            reason = f"model {waiting.model} was removed from the configuration"
+            self._refuse(waiting.step.request_id, RefusalCode.UNKNOWN_MODEL, reason, now_s)
+
+    def _adopt(self, spec: ModelSpec, now_s: float) -> None:
+        """Takes a model's new configuration; a loaded one that differs is drained."""
+        book = self._book
+        state = book.models.get(spec.name)
+        if state is None:
+            policy = book.policy
+            book.models[spec.name] = ModelState(
+                spec, Breaker(policy), spec.load_s, policy.seed_service_s
+            )
+            return
+        if state.spec.fingerprint != spec.fingerprint:
+            self._retire(state, "its configuration changed", now_s)
+            state.breaker = Breaker(book.policy)
+            state.claim = None
+        state.spec = spec
+        if state.current is not None:
+            state.current.spec = spec
+
+    def _retire(self, state: ModelState, reason: str, now_s: float) -> None:
+        instance = state.current
+        state.claim = None
+        if instance is None:
+            return
+        if instance.state is ResidentState.STARTING:
+            instance.doomed, state.current = reason, None
+        else:
+            self._book.leave(instance, reason, now_s)
+
+    def _drain(self, now_s: float) -> None:
+        book = self._book
+        book.draining = True
+        for waiting in list(book.queue):
+            book.queue.cancel(waiting.step.request_id)
+            self._refuse(waiting.step.request_id, RefusalCode.OVERLOADED, "stopping", now_s, 5.0)
+        for instance in list(book.ready()):
+            book.leave(instance, "the daemon stops", now_s)
+
+    # ── rules ───────────────────────────────────────────────────────────────────────────────────
+
+    def _settle(self, now_s: float) -> None:
+        book = self._book
+        pressure.refresh(book, now_s)
+        self._expire(now_s)
+        self._refuse_unservable(now_s)
+        grants.grant_all(book, now_s)
+        pressure.relieve(book, now_s)
+        for _ in range(_ROUNDS):
+            made = room.make_room(book, now_s)
+            if not (grants.grant_all(book, now_s) or made):
+                break
+        grants.preempt_for_urgent(book, now_s)
+        self._unload_unused(now_s)
+        self._wake(now_s)
+
+    def _expire(self, now_s: float) -> None:
+        book = self._book
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            _, request_id = heappop(self._deadlines)
+            waiting = book.queue.cancel(request_id)
+            if waiting is not None:
+                waited_s = now_s - waiting.since_s
+                reason = f"waited {waited_s:.1f} s for {waiting.model}, until the deadline"
+                self._refuse(request_id, RefusalCode.DEADLINE_EXCEEDED, reason, now_s)
+
+    def _refuse_unservable(self, now_s: float) -> None:
+        """Refuses those who wait for a model that cannot come: broken, or too large by now."""
+        book = self._book
+        for model in book.queue.models():
+            if book.models[model].current is not None:
+                continue
+            obstacle = self._cannot(model, now_s)
+            if obstacle is None:
+                continue
+            for waiting in list(book.queue.of_model(model)):
+                book.queue.cancel(waiting.step.request_id)
+                retry_s = self._retry_s(model, now_s)
+                self._refuse(waiting.step.request_id, *obstacle, now_s, retry_s)
+
+    def _unload_unused(self, now_s: float) -> None:
+        for instance in list(self._book.ready()):
+            limit_s = instance.spec.idle_unload_s
+            if limit_s is None or instance.leases or instance.spec.pinned:
+                continue
+            if now_s - instance.idle_since_s >= limit_s:
+                self._book.leave(instance, f"idle for {limit_s:g} s", now_s)
+
+    def _wake(self, now_s: float) -> None:
+        """Asks for a tick when time alone will change a decision."""
+        book = self._book
+        times = [book.foreign.next_fall_s()]
+        if self._deadlines:
+            times.append(self._deadlines[0][0])
+        for model in book.queue.models():
+            state = book.models[model]
+            oldest = book.queue.oldest(model)
+            if state.current is None and state.claim is None and oldest is not None:
+                retry_s = state.breaker.retry_in_s(now_s)
+                if retry_s > 0:
+                    times.append(now_s + retry_s)
+                else:
+                    victims = list(book.ready())
+                    patience_s = room.swap_patience_s(book, state, victims[:1])
+                    times.append(max(oldest.since_s + patience_s, now_s + 1.0))
+        for instance in book.ready():
+            if instance.spec.idle_unload_s is not None and not instance.leases:
+                times.append(instance.idle_since_s + instance.spec.idle_unload_s)
+        soonest = min((time_s for time_s in times if time_s is not None), default=math.inf)
+        if soonest != self._woken_s and soonest != math.inf:
+            book.effects.append(WakeAt(soonest))
+        self._woken_s = soonest
+
+    # ── small questions ─────────────────────────────────────────────────────────────────────────
+
+    def _wait(self, model: str, now_s: float) -> float:
+        return outlook.predicted_wait_s(self._book, model, now_s)
+
+    def _cannot(self, model: str, now_s: float) -> tuple[RefusalCode, str] | None:
+        """Why this model cannot serve anybody now; None if it can, sooner or later."""
+        book = self._book
+        state = book.models[model]
+        if state.current is not None:
+            return None
+        if state.breaker.broken:
+            return RefusalCode.MODEL_BROKEN, f"{model} cannot be loaded: {state.breaker.reason}"
+        if state.breaker.is_open(now_s):
+            crashes = len(state.breaker.crashes_s)
+            reason = f"{model} crashed {crashes} times in a minute: {state.breaker.reason}"
+            return RefusalCode.ENGINE_FAILED, reason
+        if state.spec.needs_memory and state.claim is None:
+            fit = room.can_ever_fit(book, state)
+            if isinstance(fit, Misfit):
+                return RefusalCode.NO_CAPACITY, f"{model} does not fit: {fit.reason}"
+        return None
+
+    def _retry_s(self, model: str, now_s: float) -> float | None:
+        retry_s = self._book.models[model].breaker.retry_in_s(now_s)
+        return retry_s if retry_s > 0 else None
+
+    def _is_hopeless(self, step: StepRequested, model: str, wait_s: float, now_s: float) -> bool:
+        """The deadline passes before the predicted wait, as measured; a guess refuses nobody."""
+        if step.deadline_s is None:
+            return False
+        return self._book.models[model].loads > 0 and now_s + wait_s > step.deadline_s
+
+    def _refuse(
+        self,
+        request_id: str,
+        code: RefusalCode,
+        reason: str,
+        now_s: float,
+        retry_after_s: float | None = None,
+        predicted_wait_s: float | None = None,
+    ) -> None:
+        self._book.effects.append(Refuse(request_id, code, reason, retry_after_s, predicted_wait_s))
+        self._book.record(
+            now_s,
+            "refuse",
+            request_id,
+            code=code.value,
+            why=reason,
+            retry_after_s=retry_after_s,
+            predicted_wait_s=predicted_wait_s,
+        )

@@ -1,0 +1,444 @@
+"""The scheduler's shell: the one place that starts engines, wakes waiters and keeps time.
+
+Callers, engines and the inventory speak to the core through one inbox; one task takes from it, asks
+the core and performs the effects. Every instance is a task of its own that enters the engine, waits
+until it is told to stop or the engine dies by itself, and reports when the process and its bytes
+are gone. A lease is an `async with`: cancelling the caller at any point gives the slot back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol, Self, assert_never
+
+from appliance.clock import Clock
+from appliance.engines.base import Engine
+from appliance.errors import (
+    ApplianceError,
+    DeadlineExceeded,
+    EngineError,
+    ModelBroken,
+    NoCapacity,
+    NotFound,
+    Overloaded,
+)
+from appliance.scheduler.core import Core
+from appliance.scheduler.values import (
+    AgentSpec,
+    Capacity,
+    ConfigChanged,
+    DeviceView,
+    DrainRequested,
+    Effect,
+    Event,
+    Grant,
+    InstanceFailed,
+    InstanceGone,
+    InstanceReady,
+    InventoryChanged,
+    LeaseReleased,
+    ModelSpec,
+    ParkIdle,
+    Preempt,
+    Record,
+    RefusalCode,
+    Refuse,
+    StartInstance,
+    StepCancelled,
+    StepRequested,
+    StopInstance,
+    Tick,
+    WakeAt,
+)
+from appliance.types import Priority, Progress, Usage
+
+DECISIONS_KEPT = 2048
+"""Records held for `explain` and `status`; older ones are in the journal."""
+
+STUCK_BYTES_S = 5.0
+"""A dead process whose bytes are not back after this is named in a record, and waited for on."""
+
+_PROGRESS_EVERY_S = 1.0
+"""How often a waiter is told that it still waits."""
+
+
+class EngineFactory(Protocol):
+    """Builds engines, starts nothing. `placement` is what the placer put into `Fit.placement`."""
+
+    def create(self, model: str, placement: object) -> Engine: ...
+
+
+class ProgressSink(Protocol):
+    """Where a waiter's `Progress` goes; must not block."""
+
+    def put_nowait(self, item: Progress, /) -> None: ...
+
+
+class MemoryWatch(Protocol):
+    """Knows when a dead process's bytes are free again on its devices."""
+
+    async def returned(self, pid: int, devices: Sequence[str]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRequest:
+    """What a caller needs: one slot on one of `models`, most preferred first.
+
+    `deadline_s` is on the monotonic clock. `preemptible` says that the caller can put up with
+    `Lease.preempted` in mid-generation; only background steps are ever asked.
+    """
+
+    request_id: str
+    agent: str
+    models: tuple[str, ...]
+    priority: Priority = Priority.NORMAL
+    deadline_s: float | None = None
+    weight: float = 1.0
+    session: str = ""
+    prompt_tokens: int = 0
+    max_tokens: int = 0
+    preemptible: bool = False
+    progress: ProgressSink | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """The right to one slot until the `async with` ends. `engine` is ready.
+
+    When `preempted` is set, stop generating, leave the `async with` and ask again.
+    """
+
+    lease_id: str
+    engine: Engine
+    model: str
+    instance_id: str
+    queue_ms: int
+    load_ms: int
+    preempted: asyncio.Event = field(default_factory=asyncio.Event)
+    _usage: Usage | None = None
+
+    def report(self, usage: Usage) -> None:
+        """What the step consumed; teaches the scheduler how fast this model is."""
+        self._usage = usage
+
+    @property
+    def usage(self) -> Usage | None:
+        return self._usage
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """An instance's task as the dispatcher sees it."""
+
+    engine: Engine
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Scheduler:
+    """Leases on engines. Use as `async with`; exit ends every instance.
+
+    `on_decision` is called with each `Record`, on the loop, and must not block.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        engines: EngineFactory,
+        clock: Clock,
+        *,
+        memory: MemoryWatch | None = None,
+        on_decision: Callable[[Record], None] | None = None,
+    ) -> None:
+        self._core = core
+        self._engines = engines
+        self._clock = clock
+        self._memory = memory
+        self._on_decision = on_decision
+        self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[None] | None]] = asyncio.Queue()
+        self._waiting: dict[str, asyncio.Future[Grant]] = {}
+        self._leases: dict[str, Lease] = {}
+        self._running: dict[str, _Running] = {}
+        self._decisions: deque[Record] = deque(maxlen=DECISIONS_KEPT)
+        self._timer: asyncio.TimerHandle | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._group: asyncio.TaskGroup | None = None
+        self._owner: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._group = asyncio.TaskGroup()
+        await self._group.__aenter__()
+        self._owner = self._group.create_task(self._own_core(), name="scheduler")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._group is not None
+        assert self._owner is not None
+        if self._timer is not None:
+            self._timer.cancel()
+        for running in self._running.values():
+            running.stop.set()
+        self._owner.cancel()
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(Overloaded("the daemon is stopping", retry_after_s=5.0))
+        await self._group.__aexit__(kind, error, trace)
+
+    # ── for callers ─────────────────────────────────────────────────────────────────────────────
+
+    def lease(self, need: LeaseRequest) -> AbstractAsyncContextManager[Lease]:
+        """Waits for a slot and holds it. Cancel-safe at every point.
+
+        Raises `Overloaded` (with `retry_after_s`), `NoCapacity`, `DeadlineExceeded`, `NotFound`
+        for a model that is not configured, `ModelBroken` or `EngineError`.
+        """
+        return self._lease(need)
+
+    def snapshot(self) -> Capacity:
+        """What there is now; frozen. Informs, never gates."""
+        return self._core.capacity(self._clock.monotonic())
+
+    def decisions(self, limit: int = 100, subject: str | None = None) -> list[Record]:
+        """The latest records, newest last; `subject` keeps those about one model or request."""
+        found = [r for r in self._decisions if subject is None or _is_about(r, subject)]
+        return found[-limit:]
+
+    async def reconfigure(self, models: Sequence[ModelSpec], agents: Sequence[AgentSpec]) -> None:
+        """Replaces the wanted state; returns once the core has decided, not once it is done."""
+        await self._tell_and_wait(ConfigChanged(tuple(models), tuple(agents)))
+
+    async def inventory_changed(self, devices: Sequence[DeviceView]) -> None:
+        await self._tell_and_wait(InventoryChanged(tuple(devices)))
+
+    async def drain(self) -> None:
+        """No new work; returns when the last lease is back. Bound it with a timeout."""
+        await self._tell_and_wait(DrainRequested())
+        await self._idle.wait()
+
+    async def heartbeat(self) -> None:
+        """Goes through the core and back: proof for the watchdog that it still decides."""
+        await self._tell_and_wait(Tick())
+
+    # ── leases ──────────────────────────────────────────────────────────────────────────────────
+
+    @asynccontextmanager
+    async def _lease(self, need: LeaseRequest) -> AsyncIterator[Lease]:
+        grant = await self._wait_for_grant(need)
+        lease = self._leases[grant.lease_id]
+        started_s = self._clock.monotonic()
+        try:
+            yield lease
+        finally:
+            del self._leases[grant.lease_id]
+            tokens = lease.usage.output_tokens if lease.usage else 0
+            seconds = self._clock.monotonic() - started_s
+            self._tell(LeaseReleased(grant.lease_id, tokens, seconds))
+            if not self._leases:
+                self._idle.set()
+
+    async def _wait_for_grant(self, need: LeaseRequest) -> Grant:
+        future: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
+        assert need.request_id not in self._waiting, f"{need.request_id} already waits"
+        self._waiting[need.request_id] = future
+        self._tell(_step(need))
+        try:
+            if need.progress is None:
+                return await future
+            while not future.done():
+                await asyncio.wait([future], timeout=_PROGRESS_EVERY_S)
+                if not future.done():
+                    need.progress.put_nowait(self._progress(need))
+            return future.result()
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                del self._leases[future.result().lease_id]
+                self._tell(LeaseReleased(future.result().lease_id))
+            else:
+                self._tell(StepCancelled(need.request_id))
+            raise
+        finally:
+            self._waiting.pop(need.request_id, None)
+
+    def _progress(self, need: LeaseRequest) -> Progress:
+        position, total = self._core.position(need.request_id)
+        stage = "loading" if self._core.is_loading_for(need.request_id) else "queued"
+        return Progress(stage, position, total)
+
+    # ── the core's task ─────────────────────────────────────────────────────────────────────────
+
+    def _tell(self, event: Event) -> None:
+        self._inbox.put_nowait((event, None))
+
+    async def _tell_and_wait(self, event: Event) -> None:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._inbox.put_nowait((event, done))
+        await done
+
+    async def _own_core(self) -> None:
+        while True:
+            event, done = await self._inbox.get()
+            for effect in self._core.handle(event, self._clock.monotonic()):
+                self._perform(effect)
+            if done is not None and not done.done():
+                done.set_result(None)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Grant():
+                self._grant(effect)
+            case Refuse():
+                self._refuse(effect)
+            case StartInstance():
+                self._start(effect)
+            case ParkIdle():
+                pass
+            case StopInstance():
+                self._running[effect.instance_id].stop.set()
+            case Preempt():
+                if effect.lease_id in self._leases:
+                    self._leases[effect.lease_id].preempted.set()
+            case Record():
+                self._decisions.append(effect)
+                if self._on_decision is not None:
+                    self._on_decision(effect)
+            case WakeAt():
+                self._wake_at(effect.time_s)
+            case _:
+                assert_never(effect)
+
+    def _grant(self, grant: Grant) -> None:
+        future = self._waiting.get(grant.request_id)
+        if future is None or future.done():
+            self._tell(LeaseReleased(grant.lease_id))
+            return
+        self._idle.clear()
+        self._leases[grant.lease_id] = Lease(
+            grant.lease_id,
+            self._running[grant.instance_id].engine,
+            grant.model,
+            grant.instance_id,
+            queue_ms=round(grant.queue_s * 1000),
+            load_ms=round(grant.load_s * 1000),
+        )
+        future.set_result(grant)
+
+    def _refuse(self, refuse: Refuse) -> None:
+        future = self._waiting.get(refuse.request_id)
+        if future is not None and not future.done():
+            future.set_exception(_error(refuse))
+
+    def _wake_at(self, time_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        delay_s = max(time_s - self._clock.monotonic(), 0.0)
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._tell, Tick())
+
+    # ── instances ───────────────────────────────────────────────────────────────────────────────
+
+    def _start(self, start: StartInstance) -> None:
+        assert self._group is not None
+        running = _Running(self._engines.create(start.spec.name, start.fit.placement))
+        self._running[start.instance_id] = running
+        self._group.create_task(self._run(start, running), name=start.instance_id)
+
+    async def _run(self, start: StartInstance, running: _Running) -> None:
+        """One instance from start to gone. The wall at which an engine's failure stops."""
+        began_s = self._clock.monotonic()
+        engine, pid = running.engine, None
+        try:
+            async with engine:
+                pid = engine.pid
+                load_s = self._clock.monotonic() - began_s
+                slots = min(engine.facts.slots, start.spec.slots)
+                self._tell(InstanceReady(start.instance_id, load_s, max(slots, 1)))
+                await self._until_stopped(start.instance_id, running)
+        except ApplianceError as error:
+            broken = isinstance(error, ModelBroken)
+            self._tell(InstanceFailed(start.instance_id, _reason(error), broken))
+        if pid is not None and self._memory is not None:
+            await self._bytes_back(start, pid)
+        del self._running[start.instance_id]
+        self._tell(InstanceGone(start.instance_id))
+
+    async def _until_stopped(self, instance_id: str, running: _Running) -> None:
+        async with asyncio.TaskGroup() as group:
+            stop = group.create_task(running.stop.wait())
+            failed = group.create_task(running.engine.wait_failed())
+            await asyncio.wait([stop, failed], return_when=asyncio.FIRST_COMPLETED)
+            if failed.done() and not stop.done():
+                self._tell(InstanceFailed(instance_id, failed.result()))
+            stop.cancel()
+            failed.cancel()
+
+    async def _bytes_back(self, start: StartInstance, pid: int) -> None:
+        assert self._memory is not None
+        devices = tuple(start.fit.bytes_by_device)
+        back = asyncio.ensure_future(self._memory.returned(pid, devices))
+        try:
+            done, _ = await asyncio.wait([back], timeout=STUCK_BYTES_S)
+            if not done:
+                numbers: Mapping[str, object] = {"pid": pid, "devices": list(devices)}
+                self._perform(
+                    Record(self._clock.monotonic(), "bytes_stuck", start.instance_id, numbers)
+                )
+                await back
+        finally:
+            back.cancel()
+
+
+def _step(need: LeaseRequest) -> StepRequested:
+    return StepRequested(
+        need.request_id,
+        need.agent,
+        need.models,
+        need.priority,
+        need.deadline_s,
+        need.weight,
+        need.session,
+        need.prompt_tokens,
+        need.max_tokens,
+        need.preemptible,
+    )
+
+
+def _is_about(record: Record, subject: str) -> bool:
+    return record.subject == subject or subject in record.numbers.values()
+
+
+def _reason(error: ApplianceError) -> str:
+    tail = error.details.get("log_tail")
+    if not tail:
+        return error.message
+    return f"{error.message}: {tail if isinstance(tail, str) else ' '.join(map(str, tail))}"
+
+
+_ERRORS: Mapping[RefusalCode, type[ApplianceError]] = {
+    RefusalCode.OVERLOADED: Overloaded,
+    RefusalCode.NO_CAPACITY: NoCapacity,
+    RefusalCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    RefusalCode.ENGINE_FAILED: EngineError,
+    RefusalCode.MODEL_BROKEN: ModelBroken,
+    RefusalCode.UNKNOWN_MODEL: NotFound,
+}
+
+
+def _error(refuse: Refuse) -> ApplianceError:
+    details = {}
+    if refuse.predicted_wait_s is not None:
+        details["predicted_wait_s"] = round(refuse.predicted_wait_s, 3)
+    return _ERRORS[refuse.code](
+        refuse.reason,
+        hint=f"appliance explain {refuse.request_id}",
+        retry_after_s=refuse.retry_after_s,
+        details=details,
+    )

@@ -1,0 +1,130 @@
+"""Who gets a free slot: the fair queue's order, and the barrier that bounds overtaking.
+
+A loaded model's waiters are served in the queue's order whenever a slot is free, past others who
+wait for models that are not loaded: that is collation, and it saves more loads than any choice of
+victim. The bound: each pass is counted at those passed over (`Waiting.overtaken`). Once somebody is
+*due* and no room is being made for him yet, nobody who came later and is not more urgent is
+granted anything. Leases end, instances fall idle, `room` claims them for the due one, and the
+barrier lifts.
+
+Proof of the bound. Let R wait for a model that is not served. A grant to a later, not more urgent
+request adds one to R's count, and happens only while no older due request stands as a barrier, so
+in particular only while R's count is below `max_overtaken`. Hence the count never exceeds it. When
+R's model is served, only grants on R's own model are counted, and there `WaitingQueue.first` puts
+the oldest due request first. What is not counted cannot hurt: once a claim stands, the bytes it
+needs are held for it, and grants elsewhere do not delay it. ∎
+"""
+
+from __future__ import annotations
+
+from appliance.scheduler.book import Book, Held, Instance
+from appliance.scheduler.values import Grant, Preempt, ResidentState
+from appliance.scheduler.waiting import Waiting
+from appliance.types import Priority
+
+
+def grant_all(book: Book, now_s: float) -> bool:
+    """Fills free slots; True if anything was granted."""
+    if book.draining:
+        return False
+    granted = False
+    barrier = _barrier(book, now_s)
+    for model in book.queue.models():
+        instance = book.models[model].current
+        while instance is not None and instance.slots_free > 0:
+            waiting = _next(book, model, barrier)
+            if waiting is None:
+                break
+            _grant(book, instance, waiting, now_s)
+            barrier = _barrier(book, now_s)
+            granted = True
+    return granted
+
+
+def preempt_for_urgent(book: Book, now_s: float) -> None:
+    """Cuts background steps where an interactive one waits for a slot on the same instance."""
+    for instance in book.ready():
+        if instance.slots_free > 0 or not book.queue.count(instance.model):
+            continue
+        first = book.queue.first(instance.model)
+        if first is None or first.step.priority is not Priority.INTERACTIVE:
+            continue
+        if any(held.preempted for held in instance.leases.values()):
+            continue
+        victim = max(
+            (h for h in instance.leases.values() if is_preemptible(h)),
+            key=lambda h: h.since_s,
+            default=None,
+        )
+        if victim is not None:
+            preempt(book, instance, victim, f"{first.step.request_id} is interactive", now_s)
+
+
+def is_preemptible(held: Held) -> bool:
+    return held.step.preemptible and held.step.priority is Priority.BACKGROUND
+
+
+def preempt(book: Book, instance: Instance, held: Held, reason: str, now_s: float) -> None:
+    """Asks for a lease back; the slot is free when its holder releases it."""
+    if held.preempted:
+        return
+    held.preempted = True
+    book.effects.append(Preempt(held.lease_id, reason))
+    ran_s = round(now_s - held.since_s, 3)
+    book.record(
+        now_s, "preempt", held.step.request_id, model=instance.model, ran_s=ran_s, why=reason
+    )
+
+
+def _barrier(book: Book, now_s: float) -> Waiting | None:
+    """The oldest due request for whose model no room is being made."""
+    oldest: Waiting | None = None
+    for model in book.queue.models():
+        if not book.waits_its_turn(model, now_s):
+            continue
+        waiting = book.queue.oldest(model)
+        if waiting is None or not book.queue.is_due(waiting):
+            continue
+        if oldest is None or waiting.seq < oldest.seq:
+            oldest = waiting
+    return oldest
+
+
+def _next(book: Book, model: str, barrier: Waiting | None) -> Waiting | None:
+    first = book.queue.first(model)
+    if barrier is None or first is None or _may_pass(first, barrier):
+        return first
+    oldest = book.queue.oldest(model)
+    return oldest if oldest is not None and _may_pass(oldest, barrier) else None
+
+
+def _may_pass(waiting: Waiting, barrier: Waiting) -> bool:
+    return waiting.seq < barrier.seq or waiting.step.priority < barrier.step.priority
+
+
+def _grant(book: Book, instance: Instance, waiting: Waiting, now_s: float) -> None:
+    assert instance.state is ResidentState.READY
+    step = waiting.step
+    lease_id = book.fresh("lease")
+    queue_s = now_s - waiting.since_s
+    load_s = max(instance.ready_s - max(instance.started_s, waiting.since_s), 0.0)
+    instance.leases[lease_id] = Held(lease_id, step, now_s, waiting.cost_s)
+    book.leases[lease_id] = instance
+    book.queue.granted(waiting)
+    for model in book.queue.models():
+        if model == waiting.model or book.waits_its_turn(model, now_s):
+            book.queue.count_overtaken(waiting, model)
+    book.effects.append(
+        Grant(step.request_id, lease_id, instance.instance_id, instance.model, queue_s, load_s)
+    )
+    book.record(
+        now_s,
+        "grant",
+        step.request_id,
+        agent=step.agent,
+        model=instance.model,
+        instance=instance.instance_id,
+        queue_s=round(queue_s, 6),
+        load_s=round(load_s, 6),
+        overtaken=waiting.overtaken,
+    )

@@ -1,0 +1,81 @@
+"""The one ledger: `reserve → settle → release` over integers, for bytes and for money alike.
+
+An account is a named capacity: a device in bytes, a budget in micro-dollars, a provider's requests
+per minute. A reservation holds amounts on one or more accounts under one id; it is promised before
+the thing is done (a load, a Claude call), settled to what it really took, and released when that is
+given back. Reserving never overdraws. Two things may: a settlement above the reservation (the
+estimate was low, the bill is the bill) and a capacity that shrinks (another program took memory);
+both leave `short` above zero on the account, and curing it is the owner's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+
+class Ledger:
+    """Integer accounts and the reservations on them. Synchronous; owned by one writer."""
+
+    def __init__(self) -> None:
+        self._capacity: dict[str, int] = {}
+        self._used: dict[str, int] = {}
+        self._held: dict[str, dict[str, int]] = {}
+
+    def set_capacity(self, account: str, capacity: int) -> None:
+        """Opens the account or changes what it holds; never touches reservations."""
+        self._capacity[account] = capacity
+        self._used.setdefault(account, 0)
+
+    def close(self, account: str) -> None:
+        """A capacity of zero, and the account is forgotten once nothing is held on it."""
+        if self._used.get(account, 0) == 0:
+            self._capacity.pop(account, None)
+            self._used.pop(account, None)
+        elif account in self._capacity:
+            self._capacity[account] = 0
+
+    def reserve(self, holder: str, amounts: Mapping[str, int]) -> bool:
+        """All amounts or none; False where an account lacks the room. One reservation a holder."""
+        assert holder not in self._held, f"{holder} already holds a reservation"
+        assert all(amount >= 0 for amount in amounts.values()), "amounts are not negative"
+        if any(amount > self.free(account) for account, amount in amounts.items() if amount):
+            return False
+        self._held[holder] = {account: amount for account, amount in amounts.items() if amount}
+        for account, amount in self._held[holder].items():
+            self._used[account] = self._used.get(account, 0) + amount
+        return True
+
+    def settle(self, holder: str, amounts: Mapping[str, int]) -> None:
+        """Replaces what the holder reserved by what it really took."""
+        self.release(holder)
+        self._held[holder] = {account: amount for account, amount in amounts.items() if amount}
+        for account, amount in self._held[holder].items():
+            self._used[account] = self._used.get(account, 0) + amount
+
+    def release(self, holder: str) -> None:
+        """Gives everything back; an unknown holder is an error of ours."""
+        for account, amount in self._held.pop(holder).items():
+            self._used[account] -= amount
+
+    def free(self, account: str) -> int:
+        """What may still be reserved; never below zero."""
+        return max(self._capacity.get(account, 0) - self._used.get(account, 0), 0)
+
+    def short(self, account: str) -> int:
+        """How far the account is overdrawn; zero in good order."""
+        return max(self._used.get(account, 0) - self._capacity.get(account, 0), 0)
+
+    def used(self, account: str) -> int:
+        return self._used.get(account, 0)
+
+    def capacity(self, account: str) -> int:
+        return self._capacity.get(account, 0)
+
+    def held_by(self, holder: str) -> Mapping[str, int]:
+        return self._held.get(holder, {})
+
+    def accounts(self) -> Iterator[str]:
+        return iter(self._capacity)
+
+    def all_free(self) -> dict[str, int]:
+        return {account: self.free(account) for account in self._capacity}

@@ -1,0 +1,77 @@
+"""Predictions: how long a request would wait, and the picture that others may look at."""
+
+from __future__ import annotations
+
+from appliance.scheduler.book import Book, ModelState
+from appliance.scheduler.values import Capacity, DeviceCapacity, ModelCapacity, ResidentState
+
+
+def service_s(book: Book, model: str) -> float:
+    """Seconds a step takes on this model, by what was measured."""
+    return book.models[model].service_s
+
+
+def predicted_wait_s(book: Book, model: str, now_s: float) -> float:
+    """Seconds until a request that joins the queue for this model now would get its slot."""
+    state = book.models[model]
+    instance, ahead = state.current, book.queue.count(model)
+    if instance is None:
+        slots, loading_s = max(state.spec.slots, 1), state.load_s + _room_s(book, state)
+        loading_s += state.breaker.retry_in_s(now_s)
+    elif instance.state is ResidentState.STARTING:
+        slots = max(instance.fit.slots, 1)
+        loading_s = max(state.load_s - (now_s - instance.started_s), 0.0)
+    else:
+        slots, loading_s = instance.slots, 0.0
+        if instance.slots_free > ahead:
+            return 0.0
+        ahead += 1 - instance.slots_free
+    return loading_s + ahead / slots * state.service_s
+
+
+def capacity(book: Book, now_s: float) -> Capacity:
+    """The frozen picture for the router and for status."""
+    models = {name: _model(book, state, now_s) for name, state in book.models.items()}
+    devices = tuple(
+        DeviceCapacity(
+            name,
+            book.views[name].capacity_bytes if name in book.views else 0,
+            book.ledger.used(name),
+            book.foreign.held(name, now_s),
+        )
+        for name in book.ledger.accounts()
+    )
+    return Capacity(now_s, models, devices, len(book.queue), len(book.leases))
+
+
+def _room_s(book: Book, state: ModelState) -> float:
+    """Seconds until room is made, roughly: a step of what works now, if nothing is free."""
+    if not state.spec.needs_memory or not any(i.leases for i in book.ready()):
+        return 0.0
+    return max((book.models[i.model].service_s for i in book.ready() if i.leases), default=0.0)
+
+
+def _model(book: Book, state: ModelState, now_s: float) -> ModelCapacity:
+    name, instance = state.spec.name, state.current
+    if instance is None:
+        leaving = [i for i in book.instances.values() if i.model == name]
+        resident = leaving[0].state if leaving else ResidentState.ABSENT
+        if state.breaker.is_open(now_s):
+            resident = ResidentState.BROKEN
+        held: dict[str, int] = {}
+    else:
+        resident, held = instance.state, dict(book.ledger.held_by(instance.instance_id))
+    return ModelCapacity(
+        model=name,
+        state=resident,
+        slots=instance.slots if instance else 0,
+        slots_free=instance.slots_free if instance else 0,
+        waiting=book.queue.count(name),
+        predicted_wait_s=predicted_wait_s(book, name, now_s),
+        load_s=state.load_s,
+        tokens_per_s=state.tokens_per_s,
+        vram_bytes=sum(held.values()),
+        bytes_by_device=held,
+        instance_id=instance.instance_id if instance else None,
+        reason=state.breaker.reason if resident is ResidentState.BROKEN else "",
+    )

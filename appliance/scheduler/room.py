@@ -1,0 +1,288 @@
+"""Making room: which model is loaded next, whose place it takes, and when it is worth it.
+
+A model that is waited for goes through: *fits now* → start; else *fits once these are gone* → a
+claim on them, and start when their bytes are back. A claim is what makes this safe to do for
+several models at once: the bytes it counts on are held for it, so nobody else's load slips into the
+hole, and its victims are granted nothing more.
+
+When to swap is the older question. Swapping at every request of another model is what makes a queue
+in arrival order slow; never swapping starves. Idle victims go at once, unless an agent is expected
+back on them within `hold_s` (the pause between two steps of a turn). Busy victims, and idle ones
+under `wait_for_dry`, go when the waiter's turn has come: it is due (overtaken too often), or more
+urgent than all that the victims serve, or it has waited so long that the swap, at its measured
+cost, takes no more than `swap_share` of the time. The last is the ski-rental rule: work as long as
+the swap costs, times a factor, then pay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from appliance.scheduler.book import Book, Claim, Instance, ModelState
+from appliance.scheduler.eviction import Candidate, choose_victims
+from appliance.scheduler.grants import is_preemptible, preempt
+from appliance.scheduler.values import Fit, Misfit, ResidentState, StartInstance
+from appliance.scheduler.waiting import Waiting
+
+_TRIED_PER_EVENT = 4
+"""Waiting models for which victims are sought at one event: bounds the cost of a decision. The most
+urgent go first and every later event tries again."""
+
+_GIB = 1 << 30
+
+
+def make_room(book: Book, now_s: float) -> bool:
+    """Completes claims, starts what fits, claims room for what waits; True if anything changed."""
+    if book.draining:
+        return False
+    changed = _complete_claims(book, now_s)
+    for state in _by_urgency(book, now_s)[:_TRIED_PER_EVENT]:
+        changed |= _load_for_waiters(book, state, now_s)
+    for state in book.models.values():
+        if state.wanted and book.waits_its_turn(state.spec.name, now_s):
+            changed |= _load_wanted(book, state, now_s)
+    return changed
+
+
+def density(book: Book, instance: Instance, now_s: float) -> float:
+    """What keeping an instance is worth: reload seconds per second until its next use, per GiB."""
+    state = book.models.get(instance.model)
+    if state is None or instance.doomed:
+        return 0.0
+    next_use_s = max(book.forecast.next_use_s(instance.model, now_s), 1e-9)
+    size = max(sum(book.ledger.held_by(instance.instance_id).values()) / _GIB, 1e-9)
+    return state.load_s / next_use_s / size
+
+
+def can_ever_fit(book: Book, state: ModelState) -> Fit | Misfit:
+    """Where the model would go if everything but pinned instances were gone."""
+    free = {account: book.ledger.capacity(account) for account in book.ledger.accounts()}
+    for instance in book.instances.values():
+        if instance.spec.pinned and instance.model != state.spec.name:
+            for device, held in book.ledger.held_by(instance.instance_id).items():
+                free[device] = free.get(device, 0) - held
+    return book.placer.place(state.spec, {d: max(amount, 0) for d, amount in free.items()})
+
+
+def start(book: Book, state: ModelState, fit: Fit, now_s: float) -> None:
+    """Reserves the bytes and starts an instance: the only way into the ledger."""
+    instance_id = book.fresh(state.spec.name)
+    reserved = book.ledger.reserve(instance_id, fit.bytes_by_device)
+    assert reserved, "a placement fits the free bytes it was given"
+    instance = Instance(instance_id, state.spec, fit, ResidentState.STARTING, now_s)
+    state.current, state.claim = instance, None
+    book.instances[instance_id] = instance
+    book.effects.append(StartInstance(instance_id, state.spec, fit))
+    book.record(
+        now_s,
+        "load",
+        state.spec.name,
+        instance=instance_id,
+        bytes=dict(fit.bytes_by_device),
+        slots=fit.slots,
+        waiting=book.queue.count(state.spec.name),
+        expected_load_s=round(state.load_s, 3),
+    )
+
+
+def _by_urgency(book: Book, now_s: float) -> list[ModelState]:
+    """Models that wait their turn: due ones by age, then by the queue's key."""
+
+    def rank(state: ModelState) -> tuple[bool, float, str]:
+        oldest = book.queue.oldest(state.spec.name)
+        first = book.queue.first(state.spec.name)
+        assert oldest is not None
+        assert first is not None
+        if book.queue.is_due(oldest):
+            return (False, oldest.seq, state.spec.name)
+        return (True, first.key, state.spec.name)
+
+    waited_for = (book.models[model] for model in book.queue.models())
+    return sorted((s for s in waited_for if book.waits_its_turn(s.spec.name, now_s)), key=rank)
+
+
+def _complete_claims(book: Book, now_s: float) -> bool:
+    changed = False
+    claimed = [s for s in book.models.values() if s.claim is not None]
+    for state in sorted(claimed, key=lambda s: s.claim.since_s if s.claim else 0.0):
+        claim = state.claim
+        assert claim is not None
+        claim.victims &= book.instances.keys()
+        if not state.wanted and not book.queue.count(state.spec.name):
+            _give_up(book, state)
+            changed = True
+        elif not claim.victims:
+            state.claim = None
+            changed |= _start_if_it_fits(book, state, now_s)
+    return changed
+
+
+def _give_up(book: Book, state: ModelState) -> None:
+    """Nobody waits any more: victims that still work keep their place."""
+    assert state.claim is not None
+    for instance_id in state.claim.victims:
+        victim = book.instances[instance_id]
+        owner = book.models.get(victim.model)
+        replaced = owner is None or owner.current is not None or owner.claim is not None
+        if victim.state is ResidentState.DRAINING and owner is not None and not replaced:
+            victim.state, victim.doomed, owner.current = ResidentState.READY, "", victim
+    state.claim = None
+
+
+def _start_if_it_fits(book: Book, state: ModelState, now_s: float) -> bool:
+    if not state.spec.needs_memory:
+        start(book, state, Fit({}, state.spec.slots), now_s)
+        return True
+    fit = book.placer.place(state.spec, _open_free(book))
+    if isinstance(fit, Misfit):
+        return False
+    if _is_loading_on(book, fit.bytes_by_device):
+        state.claim = Claim(fit, set(), now_s)
+    else:
+        start(book, state, fit, now_s)
+    return True
+
+
+def _load_for_waiters(book: Book, state: ModelState, now_s: float) -> bool:
+    if _start_if_it_fits(book, state, now_s):
+        return True
+    oldest = book.queue.oldest(state.spec.name)
+    assert oldest is not None
+    return _claim(book, state, oldest, now_s)
+
+
+def _claim(book: Book, state: ModelState, oldest: Waiting, now_s: float) -> bool:
+    """Claims idle victims if they may go now, else busy ones if the waiter's turn has come."""
+    free = _open_free(book)
+    leaving = [i for i in book.instances.values() if i.is_leaving and not _is_claimed(book, i)]
+    ready = [i for i in book.ready() if not i.spec.pinned]
+    idle = [i for i in ready if not i.leases and not _is_held(book, i, oldest, now_s)]
+    found = _choose(book, state, free, leaving + idle, now_s)
+    if found is None:
+        found = _choose(book, state, free, leaving + ready, now_s)
+        if found is None or not _turn_has_come(book, state, found[1], oldest, now_s):
+            return False
+    fit, victims = found
+    state.claim = Claim(fit, {victim.instance_id for victim in victims}, now_s)
+    for victim in victims:
+        if not victim.is_leaving:
+            _evict(book, victim, state, oldest, now_s)
+    return True
+
+
+def _choose(
+    book: Book, state: ModelState, free: Mapping[str, int], among: list[Instance], now_s: float
+) -> tuple[Fit, list[Instance]] | None:
+    candidates = [
+        Candidate(
+            i.instance_id,
+            book.ledger.held_by(i.instance_id),
+            -1.0 if i.is_leaving else density(book, i, now_s),
+        )
+        for i in among
+    ]
+    found = choose_victims(state.spec, free, candidates, book.placer)
+    if found is None:
+        return None
+    return found[0], [book.instances[victim.instance_id] for victim in found[1]]
+
+
+def _is_held(book: Book, instance: Instance, oldest: Waiting, now_s: float) -> bool:
+    """An idle instance that is kept a moment for an agent who is about to come back."""
+    if book.policy.wait_for_dry:
+        return not book.queue.is_due(oldest) and _work_elsewhere(book)
+    return False
+
+
+def _work_elsewhere(book: Book) -> bool:
+    return any(i.leases or book.queue.count(i.model) for i in book.ready())
+
+
+def _turn_has_come(
+    book: Book, state: ModelState, victims: list[Instance], oldest: Waiting, now_s: float
+) -> bool:
+    if book.queue.is_due(oldest):
+        return True
+    first = book.queue.first(state.spec.name)
+    assert first is not None
+    served = [held.step.priority for victim in victims for held in victim.leases.values()]
+    for victim in victims:
+        next_up = book.queue.first(victim.model)
+        if next_up is not None:
+            served.append(next_up.step.priority)
+    if served and first.step.priority < min(served):
+        return True
+    return now_s - oldest.since_s >= swap_patience_s(book, state, victims)
+
+
+def swap_patience_s(book: Book, state: ModelState, victims: list[Instance]) -> float:
+    """How long busy victims keep their place against a waiter, by `swap_share`."""
+    cost_s = state.load_s + sum(
+        book.models[v.model].load_s for v in victims if v.model in book.models
+    )
+    return (1 / book.policy.swap_share - 1) * cost_s
+
+
+def _evict(book: Book, victim: Instance, state: ModelState, oldest: Waiting, now_s: float) -> None:
+    book.record(
+        now_s,
+        "evict",
+        victim.model,
+        instance=victim.instance_id,
+        for_model=state.spec.name,
+        next_use_s=round(book.forecast.next_use_s(victim.model, now_s), 3),
+        reload_s=round(book.models[victim.model].load_s, 3),
+        density=round(density(book, victim, now_s), 9),
+        leases=len(victim.leases),
+        waited_s=round(now_s - oldest.since_s, 3),
+        overtaken=oldest.overtaken,
+    )
+    for held in victim.leases.values():
+        if is_preemptible(held) and oldest.step.priority < held.step.priority:
+            preempt(book, victim, held, f"{state.spec.name} needs the place", now_s)
+    book.leave(victim, f"room for {state.spec.name}", now_s)
+
+
+def _load_wanted(book: Book, state: ModelState, now_s: float) -> bool:
+    """A preload takes free bytes only, a pinned model also those of idle others."""
+    if _start_if_it_fits(book, state, now_s):
+        return True
+    if not state.spec.pinned:
+        return False
+    idle = [i for i in book.ready() if not i.spec.pinned and not i.leases]
+    found = _choose(book, state, _open_free(book), idle, now_s)
+    if found is None:
+        return False
+    state.claim = Claim(found[0], {victim.instance_id for victim in found[1]}, now_s)
+    for victim in found[1]:
+        book.leave(victim, f"{state.spec.name} is pinned", now_s)
+    return True
+
+
+def _open_free(book: Book) -> dict[str, int]:
+    """Free bytes per device less what outstanding claims count on."""
+    free = book.ledger.all_free()
+    for state in book.models.values():
+        if state.claim is None:
+            continue
+        for device, need in state.claim.fit.bytes_by_device.items():
+            coming = sum(
+                book.ledger.held_by(victim).get(device, 0) for victim in state.claim.victims
+            )
+            free[device] = max(free.get(device, 0) - max(need - coming, 0), 0)
+    return free
+
+
+def _is_claimed(book: Book, instance: Instance) -> bool:
+    return any(
+        s.claim is not None and instance.instance_id in s.claim.victims
+        for s in book.models.values()
+    )
+
+
+def _is_loading_on(book: Book, devices: Mapping[str, int]) -> bool:
+    """One load at a time on a device: engines that measure free memory charge each other's."""
+    return any(
+        i.state is ResidentState.STARTING and not devices.keys().isdisjoint(i.fit.bytes_by_device)
+        for i in book.instances.values()
+    )

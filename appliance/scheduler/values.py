@@ -1,0 +1,321 @@
+"""What the scheduler is told and what it answers: specifications, events in, effects out.
+
+Everything is a frozen value. Times are seconds on one monotonic clock, sizes are bytes, an
+`instance_id` is never used twice. The prompt's text never comes here: only its length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol, TypeAlias
+
+from appliance.types import Json, Priority
+
+# ── specifications ──────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A configured model as the scheduler sees it.
+
+    `fingerprint` covers everything whose change needs a reload; `demand` is what the placer
+    reads and nobody else. `load_s` is a guess until a load was measured. A provider
+    (`needs_memory` false) has slots but no bytes. `slots` bounds what a placement may offer.
+    """
+
+    name: str
+    slots: int = 1
+    needs_memory: bool = True
+    pinned: bool = False
+    preload: bool = False
+    load_s: float = 10.0
+    idle_unload_s: float | None = None
+    fingerprint: str = ""
+    demand: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSpec:
+    """An agent's share: its models, most preferred first, and its weight in the fair queue."""
+
+    name: str
+    models: tuple[str, ...] = ()
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """A device's memory as last observed: what may be used at all, and what others use of it.
+
+    `capacity_bytes` is the total less the operator's reserve.
+    """
+
+    device: str
+    capacity_bytes: int
+    foreign_bytes: int = 0
+
+
+# ── placement ───────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Where a model goes: bytes per device, the slots it will offer, and the engine's own plan."""
+
+    bytes_by_device: Mapping[str, int]
+    slots: int
+    placement: object = None
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.bytes_by_device.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """Why it does not go anywhere, in words and in bytes short on the best choice."""
+
+    reason: str
+    short_bytes: int = 0
+
+
+class Placer(Protocol):
+    """Chooses devices for one model among free bytes per device; pure and deterministic."""
+
+    def place(self, spec: ModelSpec, free: Mapping[str, int]) -> Fit | Misfit: ...
+
+
+# ── events ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class StepRequested:
+    """An agent wants to run one step on the first of `models` that can serve it."""
+
+    request_id: str
+    agent: str
+    models: tuple[str, ...]
+    priority: Priority = Priority.NORMAL
+    deadline_s: float | None = None
+    weight: float = 1.0
+    session: str = ""
+    prompt_tokens: int = 0
+    max_tokens: int = 0
+    preemptible: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepCancelled:
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseReleased:
+    """A step ended; token counts and seconds are measured, zero where unknown."""
+
+    lease_id: str
+    output_tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceReady:
+    """An instance can generate. Bytes are what it really took; None keeps the estimate."""
+
+    instance_id: str
+    load_s: float
+    slots: int
+    bytes_by_device: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceFailed:
+    """An instance did not start, died or hung. `broken` means trying again cannot help.
+
+    Its bytes stay reserved until `InstanceGone`.
+    """
+
+    instance_id: str
+    reason: str
+    broken: bool = False
+    crashed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceGone:
+    """The process is gone and the devices show its bytes free again."""
+
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class InventoryChanged:
+    devices: tuple[DeviceView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigChanged:
+    """The whole wanted state; what it leaves out is drained and unloaded."""
+
+    models: tuple[ModelSpec, ...]
+    agents: tuple[AgentSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DrainRequested:
+    """The daemon stops: refuse what waits, grant nothing more, unload what becomes idle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed."""
+
+
+Event: TypeAlias = (
+    StepRequested
+    | StepCancelled
+    | LeaseReleased
+    | InstanceReady
+    | InstanceFailed
+    | InstanceGone
+    | InventoryChanged
+    | ConfigChanged
+    | DrainRequested
+    | Tick
+)
+
+
+# ── effects ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class RefusalCode(StrEnum):
+    OVERLOADED = "overloaded"
+    NO_CAPACITY = "no_capacity"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    ENGINE_FAILED = "engine_failed"
+    MODEL_BROKEN = "model_broken"
+    UNKNOWN_MODEL = "not_found"
+
+
+@dataclass(frozen=True, slots=True)
+class StartInstance:
+    instance_id: str
+    spec: ModelSpec
+    fit: Fit
+
+
+@dataclass(frozen=True, slots=True)
+class ParkIdle:
+    """Save the idle sequences' KV of an instance that is about to be stopped."""
+
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopInstance:
+    instance_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    request_id: str
+    lease_id: str
+    instance_id: str
+    model: str
+    queue_s: float
+    load_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    request_id: str
+    code: RefusalCode
+    reason: str
+    retry_after_s: float | None = None
+    predicted_wait_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preempt:
+    """Take a lease back: its holder stops generating, releases, and asks again."""
+
+    lease_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A decision with the numbers that decided it; the words are stable, for `explain`."""
+
+    at_s: float
+    kind: str
+    subject: str
+    numbers: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAt:
+    """Send a `Tick` at this time; replaces an earlier wish."""
+
+    time_s: float
+
+
+Effect: TypeAlias = (
+    StartInstance | ParkIdle | StopInstance | Grant | Refuse | Preempt | Record | WakeAt
+)
+
+
+# ── what others may look at ─────────────────────────────────────────────────────────────────────
+
+
+class ResidentState(StrEnum):
+    ABSENT = "absent"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCapacity:
+    """One model now. `predicted_wait_s` is what a normal request arriving now would wait."""
+
+    model: str
+    state: ResidentState
+    slots: int
+    slots_free: int
+    waiting: int
+    predicted_wait_s: float
+    load_s: float
+    tokens_per_s: float | None
+    vram_bytes: int
+    bytes_by_device: Mapping[str, int] = field(default_factory=dict)
+    instance_id: str | None = None
+    reason: str = ""
+
+    @property
+    def resident(self) -> bool:
+        return self.state is ResidentState.READY
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCapacity:
+    device: str
+    capacity_bytes: int
+    reserved_bytes: int
+    foreign_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """A picture of the scheduler: it may inform a decision elsewhere, never gate a change."""
+
+    at_s: float
+    models: Mapping[str, ModelCapacity]
+    devices: tuple[DeviceCapacity, ...]
+    waiting: int
+    leases: int

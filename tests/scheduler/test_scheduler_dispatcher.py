@@ -1,0 +1,154 @@
+"""The real dispatcher over a real (tiny) engine: leases, loads, failures, cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from appliance.clock import SystemClock
+from appliance.errors import EngineError, ModelBroken, NoCapacity, NotFound, Overloaded
+from appliance.scheduler.core import Core
+from appliance.scheduler.dispatcher import LeaseRequest, Scheduler
+from appliance.scheduler.placing import BestFit
+from appliance.scheduler.policy import Policy
+from appliance.scheduler.values import AgentSpec, DeviceView, ModelSpec
+
+Make = Any
+
+
+def spec(name: str, size: int = 60, slots: int = 4, fingerprint: str = "") -> ModelSpec:
+    return ModelSpec(name, slots=slots, demand=size, load_s=0.01, fingerprint=fingerprint)
+
+
+@asynccontextmanager
+async def scheduler(
+    workshop: Any, *specs: ModelSpec, policy: Policy | None = None
+) -> AsyncIterator[Scheduler]:
+    async with Scheduler(Core(BestFit(), policy), workshop, SystemClock()) as running:
+        await running.inventory_changed([DeviceView("gpu0", 100)])
+        await running.reconfigure(specs, [])
+        yield running
+
+
+async def test_a_thousand_concurrent_first_requests_cause_one_load(make_workshop: Make) -> None:
+    workshop = make_workshop()
+    async with scheduler(workshop, spec("a")) as running:
+
+        async def one(number: int) -> str:
+            async with running.lease(LeaseRequest(f"r{number}", f"agent{number}", ("a",))) as lease:
+                return lease.model
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(number)) for number in range(1000)]
+        assert [task.result() for task in tasks] == ["a"] * 1000
+    assert workshop.loads == ["a"]
+    assert workshop.unloads == ["a"]
+
+
+async def test_another_model_takes_the_place_of_an_idle_one(make_workshop: Make) -> None:
+    workshop = make_workshop()
+    async with scheduler(workshop, spec("a"), spec("b")) as running:
+        for number, model in enumerate(["a", "b", "a"]):
+            async with running.lease(LeaseRequest(f"r{number}", "x", (model,))) as lease:
+                assert lease.model == model
+        assert workshop.loads == ["a", "b", "a"]
+        evicted = [record for record in running.decisions() if record.kind == "evict"]
+        assert [record.subject for record in evicted] == ["a", "b"]
+
+
+async def test_what_can_never_fit_is_refused_with_its_numbers(make_workshop: Make) -> None:
+    async with scheduler(make_workshop(), spec("a", size=101)) as running:
+        with pytest.raises(NoCapacity, match="needs 101 bytes"):
+            async with running.lease(LeaseRequest("r", "x", ("a",))):
+                pass
+        with pytest.raises(NotFound):
+            async with running.lease(LeaseRequest("r", "x", ("zz",))):
+                pass
+
+
+async def test_a_cancelled_waiter_leaves_no_lease_behind(make_workshop: Make) -> None:
+    workshop = make_workshop(slots=1)
+    async with scheduler(workshop, spec("a", slots=1)) as running:
+
+        async def hold() -> None:
+            async with running.lease(LeaseRequest("waiter", "x", ("a",))):
+                await asyncio.Event().wait()
+
+        async with running.lease(LeaseRequest("first", "x", ("a",))):
+            waiter = asyncio.create_task(hold())
+            await running.heartbeat()
+            await running.heartbeat()
+            assert running.snapshot().waiting == 1
+            waiter.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiter
+            await running.heartbeat()
+            assert running.snapshot().waiting == 0
+        await running.heartbeat()
+        assert running.snapshot().leases == 0
+        async with running.lease(LeaseRequest("next", "x", ("a",))):
+            pass
+
+
+async def test_a_broken_model_is_refused_at_once_and_names_its_reason(make_workshop: Make) -> None:
+    workshop = make_workshop()
+    workshop.errors["a"] = ModelBroken("a.gguf is not a model")
+    async with scheduler(workshop, spec("a")) as running:
+        with pytest.raises(ModelBroken, match=r"a\.gguf is not a model"):
+            async with running.lease(LeaseRequest("r1", "x", ("a",))):
+                pass
+        with pytest.raises(ModelBroken):
+            async with running.lease(LeaseRequest("r2", "x", ("a",))):
+                pass
+        assert workshop.loads == ["a"]
+
+
+async def test_three_crashes_open_the_breaker_and_the_refusal_tells_the_last_words(
+    make_workshop: Make,
+) -> None:
+    workshop = make_workshop()
+    workshop.errors["a"] = EngineError("exit 134", details={"log_tail": "CUDA error"})
+    async with scheduler(workshop, spec("a"), policy=Policy(backoff_s=0.001)) as running:
+        with pytest.raises(EngineError, match="CUDA error") as caught:
+            async with running.lease(LeaseRequest("r1", "x", ("a",))):
+                pass
+        assert workshop.loads == ["a"] * 3
+        assert caught.value.retry_after_s is not None
+
+
+async def test_a_dead_instance_is_replaced_for_the_next_request(make_workshop: Make) -> None:
+    workshop = make_workshop()
+    async with scheduler(workshop, spec("a")) as running:
+        async with running.lease(LeaseRequest("r1", "x", ("a",))):
+            workshop.live[0].die()
+        async with running.lease(LeaseRequest("r2", "x", ("a",))) as lease:
+            assert lease.engine is workshop.live[-1]
+
+
+async def test_a_changed_model_is_drained_and_loaded_anew(make_workshop: Make) -> None:
+    workshop = make_workshop()
+    async with scheduler(workshop, spec("a")) as running:
+        async with running.lease(LeaseRequest("r1", "x", ("a",))) as old:
+            await running.reconfigure([spec("a", fingerprint="new")], [AgentSpec("x", ("a",))])
+            assert workshop.unloads == []
+            assert old.engine.state == "ready"
+        async with running.lease(LeaseRequest("r2", "x", ("a",))) as new:
+            assert new.engine is not old.engine
+        assert workshop.loads == ["a", "a"]
+
+
+async def test_drain_refuses_new_work_and_waits_for_the_old(make_workshop: Make) -> None:
+    workshop = make_workshop()
+    async with scheduler(workshop, spec("a")) as running:
+        async with running.lease(LeaseRequest("r1", "x", ("a",))):
+            draining = asyncio.create_task(running.drain())
+            await running.heartbeat()
+            assert not draining.done()
+            with pytest.raises(Overloaded):
+                async with running.lease(LeaseRequest("r2", "x", ("a",))):
+                    pass
+        await draining
