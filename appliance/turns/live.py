@@ -1,0 +1,133 @@
+"""One unfinished turn in RAM: its folded state and the only way to change it, an append."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from appliance.store.index import TurnRow
+from appliance.store.journal import Event, Journal
+from appliance.turns import events as ev
+from appliance.turns.state import TurnState, apply, fold
+from appliance.turns.stream import Streams
+from appliance.types import Delta
+
+DURABLE_KINDS = frozenset(
+    {
+        ev.TurnAccepted.kind,
+        ev.ToolIntended.kind,
+        ev.ApprovalAsked.kind,
+        ev.ApprovalAnswered.kind,
+        *ev.TERMINAL_KINDS,
+    }
+)
+"""What must be on disk before anything follows from it. The rest survives a crash of the daemon
+as it is, and after a power cut is simply done again."""
+
+
+class LiveTurn:
+    """The owner of one turn's state. Its loop task appends; others only put into `inbox`.
+
+    An append is shielded: a turn that is being cancelled still writes whole events.
+    """
+
+    def __init__(
+        self, journal: Journal, streams: Streams, state: TurnState, idempotency_key: str | None
+    ) -> None:
+        self.state = state
+        self.inbox: asyncio.Queue[Event] = asyncio.Queue()
+        self._journal = journal
+        self._streams = streams
+        self._key = idempotency_key
+        self._order = asyncio.Lock()
+
+    @property
+    def turn_id(self) -> str:
+        return self.state.turn_id
+
+    async def append(self, *bodies: ev.Body) -> None:
+        """Journal these, fold them in and tell the followers. Raises `StoreError`."""
+        await asyncio.shield(self._append(bodies))
+
+    async def _append(self, bodies: tuple[ev.Body, ...]) -> None:
+        async with self._order:
+            state = self.state
+            drafts = [body.draft(state.session_id, state.turn_id) for body in bodies]
+            after = _foresee(state, bodies)
+            events = await self._journal.append(
+                *drafts,
+                index=() if after.status is state.status else (self._row(after),),
+                durable=any(body.kind in DURABLE_KINDS for body in bodies),
+            )
+            self._fold(events)
+
+    def absorb(self, event: Event) -> None:
+        """Fold in an event that another task appended for this turn (an answered approval)."""
+        self._fold((event,), publish=False)
+
+    def say(self, step: int, delta: Delta) -> None:
+        self._streams.publish_delta(self.turn_id, step, delta)
+
+    async def reload(self) -> None:
+        """Fold the journal anew; after the store failed, RAM may be ahead of or behind it."""
+        self.state = fold(await read_turn(self._journal, self.turn_id))
+
+    def _fold(self, events: Iterable[Event], *, publish: bool = True) -> None:
+        for event in events:
+            self.state = apply(self.state, event)
+            if publish:
+                self._streams.publish_event(event)
+
+    def _row(self, state: TurnState) -> TurnRow:
+        return turn_row(state, self._key)
+
+
+def turn_row(state: TurnState, idempotency_key: str | None, now_ms: int | None = None) -> TurnRow:
+    """The derived index row of a turn in this state."""
+    return TurnRow(
+        turn_id=state.turn_id,
+        session_id=state.session_id,
+        agent=state.accepted.agent,
+        status=state.status.value,
+        owner_uid=state.accepted.owner_uid,
+        idempotency_key=idempotency_key,
+        created_ms=state.accepted_ms,
+        updated_ms=now_ms or state.ended_ms or state.accepted_ms,
+        parent_turn=state.accepted.parent_turn,
+    )
+
+
+async def read_turn(journal: Journal, turn_id: str) -> list[Event]:
+    """All events of a turn, in order."""
+    events: list[Event] = []
+    while True:
+        chunk = await journal.read_turn(
+            turn_id, after=events[-1].seq if events else 0, limit=_READ_CHUNK
+        )
+        events += chunk
+        if len(chunk) < _READ_CHUNK:
+            return events
+
+
+_READ_CHUNK = 2000
+
+
+def _foresee(state: TurnState, bodies: tuple[ev.Body, ...]) -> TurnState:
+    """The state these bodies will lead to, so that the index row goes into the same commit."""
+    for body in bodies:
+        draft = body.draft(state.session_id, state.turn_id)
+        state = apply(
+            state,
+            Event(
+                seq=state.last_seq + 1,
+                stream=draft.stream,
+                kind=draft.kind,
+                body=dict(draft.body),
+                turn=draft.turn,
+                version=draft.version,
+                at_ms=state.accepted_ms,
+            ),
+        )
+    return state
+
+

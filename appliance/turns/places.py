@@ -1,0 +1,159 @@
+"""The places a step could run, as the router wants them described: config, capacity, health.
+
+Also the health of providers, which one process must count for all turns: a breaker per model and
+a retry budget per provider. Frozen values of `router`; this object only holds the current ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from appliance.clock import Clock
+from appliance.config.models import (
+    ClaudeModel,
+    ModelConfig,
+    RemoteModel,
+    ScriptedModel,
+    leaves_machine,
+)
+from appliance.config.schema import Config
+from appliance.router import breaker as breakers
+from appliance.router.breaker import Breaker
+from appliance.router.retry import Failure, RetryBudget
+from appliance.router.types import Place, Prices, TargetFacts
+from appliance.scheduler.values import Capacity, ModelCapacity, ResidentState
+from appliance.types import Label
+
+DEFAULT_LOCAL_TOKENS_PER_S = 20.0
+DEFAULT_CLOUD_TOKENS_PER_S = 60.0
+CLOUD_FIRST_TOKEN_S = 1.0
+"""Guesses until something was measured; each is replaced by the first real figure."""
+
+
+class Door(Protocol):
+    """What egress says of a model that leaves the machine."""
+
+    def permits(self, model: str) -> bool:
+        """Host allowed, not air-gapped, and a key at hand."""
+        ...
+
+    def rate_limit_tokens_left(self, model: str) -> int | None: ...
+
+
+class Purse(Protocol):
+    """What budgets leave for an agent's step: micro-dollars, or None where nothing limits."""
+
+    def left_micro_usd(self, agent: str, session_id: str) -> int | None: ...
+
+
+class Health:
+    """Breakers by model and retry budgets by provider, shared by all turns."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._breakers: dict[str, Breaker] = {}
+        self._budgets: dict[str, RetryBudget] = {}
+
+    def breaker(self, model: str) -> Breaker:
+        return self._breakers.get(model, Breaker())
+
+    def budget(self, provider: str) -> RetryBudget:
+        return self._budgets.get(provider, RetryBudget())
+
+    def spend(self, provider: str, budget: RetryBudget) -> None:
+        self._budgets[provider] = budget
+
+    def started(self, model: str) -> None:
+        self._breakers[model] = breakers.started(self.breaker(model), self._clock.monotonic())
+
+    def succeeded(self, model: str, provider: str, returned_tokens: int) -> None:
+        self._breakers[model] = breakers.succeeded(self.breaker(model), self._clock.monotonic())
+        self._budgets[provider] = self.budget(provider).give(max(returned_tokens, 1))
+
+    def failed(self, model: str, failure: Failure, reason: str) -> None:
+        if not failure.counts_for_breaker:
+            return
+        self._breakers[model] = breakers.failed(
+            self.breaker(model), self._clock.monotonic(), reason, is_fatal=failure.is_fatal
+        )
+
+    def states(self) -> Mapping[str, Breaker]:
+        return dict(self._breakers)
+
+
+class Places:
+    """Describes every configured model as the router's `TargetFacts`."""
+
+    def __init__(
+        self,
+        config: Callable[[], Config],
+        capacity: Callable[[], Capacity],
+        health: Health,
+        door: Door,
+        purse: Purse,
+        clock: Clock,
+    ) -> None:
+        self._config = config
+        self._capacity = capacity
+        self._health = health
+        self._door = door
+        self._purse = purse
+        self._clock = clock
+
+    def describe(self, names: tuple[str, ...], agent: str, session_id: str) -> list[TargetFacts]:
+        """One `TargetFacts` per name that is configured, in the order given."""
+        config, capacity = self._config(), self._capacity()
+        left = self._purse.left_micro_usd(agent, session_id)
+        return [
+            self._facts(name, config.models[name], capacity.models.get(name), left)
+            for name in names
+            if name in config.models
+        ]
+
+    def _facts(
+        self, name: str, model: ModelConfig, now: ModelCapacity | None, left: int | None
+    ) -> TargetFacts:
+        is_cloud = leaves_machine(model) or isinstance(model, ClaudeModel)
+        measured = now.tokens_per_s if now is not None else None
+        guess = DEFAULT_CLOUD_TOKENS_PER_S if is_cloud else DEFAULT_LOCAL_TOKENS_PER_S
+        return TargetFacts(
+            name=name,
+            place=Place.CLOUD if is_cloud else Place.LOCAL,
+            context_window=model.context_window,
+            supports_tools=model.tools,
+            supports_images=getattr(model, "images", False),
+            prices=_prices(model),
+            fits=now is None or now.state is not ResidentState.BROKEN,
+            is_resident=now is not None and now.resident,
+            queue=now.waiting if now is not None else 0,
+            wait_s=now.predicted_wait_s if now is not None else 0.0,
+            load_s=now.load_s if now is not None and not now.resident and not is_cloud else 0.0,
+            first_token_s=CLOUD_FIRST_TOKEN_S if is_cloud else 0.0,
+            tokens_per_s=measured or guess,
+            breaker=self._health.breaker(name).state(self._clock.monotonic()),
+            budget_left_micro_usd=left if is_cloud else None,
+            rate_limit_tokens_left=self._door.rate_limit_tokens_left(name) if is_cloud else None,
+            permitted=self._door.permits(name) if is_cloud else True,
+            max_label=Label.INTERNAL,
+        )
+
+
+def _prices(model: ModelConfig) -> Prices:
+    if not isinstance(model, RemoteModel | ClaudeModel):
+        return Prices()
+    return Prices(
+        model.prices.input_micro_usd,
+        model.prices.output_micro_usd,
+        model.prices.cache_read_micro_usd,
+        model.prices.cache_write_micro_usd,
+    )
+
+
+def provider_of(model: ModelConfig) -> str:
+    """Whose retry budget a model draws on: the host for what leaves, the model for the rest."""
+    if isinstance(model, RemoteModel | ClaudeModel):
+        return model.base_url
+    if isinstance(model, ScriptedModel) and model.base_url:
+        return model.base_url
+    return "this machine"

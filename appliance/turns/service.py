@@ -1,0 +1,396 @@
+"""Sessions and turns as the API sees them: create, start, follow, cancel, answer, recover.
+
+Acknowledged means on disk: `start` returns only after `turn.accepted` is fsynced. Each session
+runs one turn at a time, in the order of acceptance; sessions run side by side. Every turn is one
+task of one group, with a wall around it: what fails inside fails that turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Protocol, Self
+
+from appliance.clock import Clock, new_id
+from appliance.config.schema import Config
+from appliance.errors import ApplianceError, BadRequest, Conflict, NotFound, Overloaded, StoreError
+from appliance.store.approvals import ApprovalRow, Approvals
+from appliance.store.index import Index, SessionRow, TurnRow
+from appliance.store.journal import Event, Journal
+from appliance.turns import events as ev
+from appliance.turns import limits as bounds
+from appliance.turns.live import LiveTurn, read_turn, turn_row
+from appliance.turns.loop import Parked, run_turn
+from appliance.turns.state import UNFINISHED, TurnState, apply, fold
+from appliance.turns.stream import Item, Streams
+from appliance.types import Label, Message, highest
+from appliance.wire.native import message_to_json, usage_to_json
+
+log = logging.getLogger(__name__)
+
+UNFINISHED_MAX = 10_000
+"""Turns accepted and not finished; beyond, new ones are shed. Each costs a few KB of RAM."""
+
+STORE_RETRY_S = 1.0
+STORE_RETRY_S_MAX = 15.0
+"""While the journal cannot be written (disk full) a turn waits this long between two tries."""
+
+DECISIONS = ("allow_once", "allow_always", "reject_once", "reject_always")
+
+
+class TurnRunner(Protocol):
+    """Runs one live turn to its end (the daemon binds `loop.run_turn` to its rooms)."""
+
+    async def __call__(self, turn: LiveTurn) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StartTurn:
+    """A request for a turn. `session_id` None opens a session; `key` makes it idempotent per
+    owner: the same key returns the first turn."""
+
+    agent: str
+    message: Message
+    owner_uid: int
+    session_id: str | None = None
+    key: str | None = None
+    label: Label | None = None
+    priority: int | None = None
+    policy: str | None = None
+    model: str | None = None
+    limits: ev.LimitOverrides = ev.LimitOverrides()
+    parent_turn: str | None = None
+    depth: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    turn_id: str
+    session_id: str
+    is_repeat: bool = False
+
+
+class Turns:
+    """The room's front. Enter recovers nothing by itself: call `recover` once the rooms stand."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        index: Index,
+        approvals: Approvals,
+        config: Callable[[], Config],
+        run: TurnRunner,
+        clock: Clock,
+    ) -> None:
+        self.streams = Streams(journal)
+        self._journal = journal
+        self._index = index
+        self._approvals = approvals
+        self._config = config
+        self._run = run
+        self._clock = clock
+        self._live: dict[str, LiveTurn] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._cancelled: dict[str, ev.TurnCancelled] = {}
+        self._session_order: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._answering = asyncio.Lock()
+        self._group = asyncio.TaskGroup()
+        self.is_draining = False
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.is_draining = True
+        for task in self._tasks.values():
+            task.cancel()
+        await self._group.__aexit__(kind, error, trace)
+
+    async def drain(self, within_s: float) -> None:
+        """Accept nothing more, let running steps finish for `within_s`, park the rest."""
+        self.is_draining = True
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=within_s)
+
+    @property
+    def unfinished_count(self) -> int:
+        return len(self._tasks)
+
+    # --- starting -------------------------------------------------------------------------------
+
+    async def create_session(
+        self, agent: str, owner_uid: int, title: str = "", label: Label | None = None
+    ) -> SessionRow:
+        config = self._agent_config(agent)
+        created = ev.SessionCreated(
+            agent=agent,
+            owner_uid=owner_uid,
+            title=title,
+            label=highest(label or Label.PUBLIC, config.agents[agent].label).value,
+        )
+        now_ms = self._clock.wall_ms()
+        row = SessionRow(new_id("ses"), agent, owner_uid, title, now_ms, now_ms, "open")
+        await self._journal.append(created.draft(row.session_id, None), index=(row,))
+        return row
+
+    async def start(self, request: StartTurn) -> Started:
+        """Accept a turn. Returns once it is on disk; raises `NotFound`, `BadRequest`,
+        `Overloaded`, `StoreError`, `Conflict` while draining."""
+        if self.is_draining:
+            raise Conflict("the daemon is stopping", hint="try again after its restart")
+        if len(self._tasks) >= UNFINISHED_MAX:
+            raise Overloaded(
+                f"{UNFINISHED_MAX} turns are unfinished", hint="appliance turns", retry_after_s=30
+            )
+        if request.key is not None:
+            earlier = await self._index.turn_by_key(request.owner_uid, request.key)
+            if earlier is not None:
+                return Started(earlier.turn_id, earlier.session_id, is_repeat=True)
+        config = self._agent_config(request.agent)
+        self._check_overrides(config, request)
+        session = await self._session_of(request)
+        label = highest(
+            request.label or Label.PUBLIC,
+            request.message.label,
+            config.agents[request.agent].label,
+        )
+        accepted = ev.TurnAccepted(
+            agent=request.agent,
+            owner_uid=request.owner_uid,
+            message=message_to_json(request.message),
+            label=label.value,
+            priority=request.priority,
+            policy=request.policy,
+            model=request.model,
+            limits=request.limits,
+            config_revision=config.revision,
+            parent_turn=request.parent_turn,
+            depth=request.depth,
+        )
+        turn_id = new_id("turn")
+        self.streams.open(turn_id)
+        event = await self._accept(accepted, session, turn_id, request.key)
+        turn = LiveTurn(self._journal, self.streams, apply(None, event), request.key)
+        self.streams.publish_event(event)
+        self._spawn(turn)
+        return Started(turn_id, session.session_id)
+
+    async def _accept(
+        self, accepted: ev.TurnAccepted, session: SessionRow, turn_id: str, key: str | None
+    ) -> Event:
+        draft = accepted.draft(session.session_id, turn_id)
+        now_ms = self._clock.wall_ms()
+        provisional = TurnState(turn_id, session.session_id, accepted, now_ms)
+        (event,) = await self._journal.append(
+            draft,
+            index=(replace(session, updated_ms=now_ms), turn_row(provisional, key, now_ms)),
+            durable=True,
+        )
+        return event
+
+    async def _session_of(self, request: StartTurn) -> SessionRow:
+        if request.session_id is None:
+            title = " ".join(request.message.text.split())[:80]
+            return await self.create_session(request.agent, request.owner_uid, title, request.label)
+        return await self.session(request.session_id)
+
+    def _agent_config(self, agent: str) -> Config:
+        config = self._config()
+        if agent not in config.agents:
+            known = ", ".join(sorted(config.agents))
+            raise NotFound(f"there is no agent {agent!r}", hint=f"agents are: {known}")
+        return config
+
+    @staticmethod
+    def _check_overrides(config: Config, request: StartTurn) -> None:
+        if request.model is not None and request.model not in config.models:
+            raise BadRequest(f"there is no model {request.model!r}", hint="appliance models")
+        if not request.message.blocks or not (
+            request.message.text.strip() or len(request.message.blocks) > 1
+        ):
+            raise BadRequest("the message is empty", hint="say what the agent should do")
+
+    # --- running --------------------------------------------------------------------------------
+
+    def _spawn(self, turn: LiveTurn) -> None:
+        self._live[turn.turn_id] = turn
+        task = self._group.create_task(self._guarded(turn), name=turn.turn_id)
+        self._tasks[turn.turn_id] = task
+        task.add_done_callback(lambda _: self._forget(turn.turn_id))
+
+    def _forget(self, turn_id: str) -> None:
+        self._tasks.pop(turn_id, None)
+        turn = self._live.pop(turn_id, None)
+        if turn is not None and not self._session_order[turn.state.session_id].locked():
+            self._session_order.pop(turn.state.session_id, None)
+
+    async def _guarded(self, turn: LiveTurn) -> None:
+        """The wall around a turn: whatever happens inside ends as an event of this turn."""
+        wait_s = STORE_RETRY_S
+        while True:
+            try:
+                async with self._session_order[turn.state.session_id]:
+                    await self._run(turn)
+                return
+            except Parked:
+                return
+            except asyncio.CancelledError:
+                cancelled = self._cancelled.pop(turn.turn_id, None)
+                if cancelled is None:
+                    raise  # the daemon stops; the journal knows where to go on
+                await self._end(turn, cancelled)
+                return
+            except StoreError as error:
+                log.error("turn %s waits for the journal: %s", turn.turn_id, error)
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, STORE_RETRY_S_MAX)
+                with suppress(StoreError):
+                    await turn.reload()
+            except ApplianceError as error:
+                await self._end(turn, self._failed(turn, error))
+                return
+            except BaseExceptionGroup as group:
+                error = _first_of_ours(group)
+                await self._end(turn, self._failed(turn, error))
+                return
+            except Exception as error:
+                log.exception("turn %s failed unexpectedly", turn.turn_id)
+                unexpected = ApplianceError(
+                    f"unexpected failure inside the turn: {error!r}",
+                    hint="the daemon's log has the traceback",
+                )
+                await self._end(turn, self._failed(turn, unexpected))
+                return
+
+    def _failed(self, turn: LiveTurn, error: ApplianceError) -> ev.TurnFailed:
+        return ev.TurnFailed(
+            error=error.to_json(),
+            usage=usage_to_json(turn.state.usage),
+            steps=len(turn.state.steps),
+        )
+
+    async def _end(self, turn: LiveTurn, body: ev.TurnFailed | ev.TurnCancelled) -> None:
+        try:
+            await turn.append(body)
+        except StoreError as error:
+            log.error("turn %s could not be ended, it is resumed at start: %s",
+                      turn.turn_id, error)  # fmt: skip
+
+    async def recover(self) -> int:
+        """Queue every unfinished turn again, through the ordinary path. Returns how many."""
+        rows = await self._index.turns(
+            status=[status.value for status in UNFINISHED], limit=UNFINISHED_MAX
+        )
+        rows = sorted(rows, key=lambda row: row.turn_id)
+        for row in rows:
+            self.streams.open(row.turn_id)
+        for row in rows:
+            self._group.create_task(self._resume(row), name=f"resume {row.turn_id}")
+        return len(rows)
+
+    async def _resume(self, row: TurnRow) -> None:
+        try:
+            state = fold(await read_turn(self._journal, row.turn_id))
+            if state.is_finished:
+                return
+            turn = LiveTurn(self._journal, self.streams, state, row.idempotency_key)
+            await turn.append(ev.TurnResumed(reason="the daemon was restarted"))
+        except StoreError as error:
+            log.error("turn %s cannot be resumed: %s", row.turn_id, error)
+            return
+        self._spawn(turn)
+
+    # --- looking --------------------------------------------------------------------------------
+
+    async def session(self, session_id: str) -> SessionRow:
+        row = await self._index.session(session_id)
+        if row is None:
+            raise NotFound(f"there is no session {session_id!r}", hint="appliance sessions")
+        return row
+
+    async def turn(self, turn_id: str) -> TurnState:
+        """The state of a turn, live or ended."""
+        live = self._live.get(turn_id)
+        if live is not None:
+            return live.state
+        events = await read_turn(self._journal, turn_id)
+        if not events:
+            raise NotFound(f"there is no turn {turn_id!r}", hint="appliance turns")
+        return fold(events)
+
+    async def follow(self, turn_id: str, after: int = 0) -> AsyncIterator[Item]:
+        """Events and deltas of a turn from `after` to its end; `NotFound` if there is none."""
+        await self.turn(turn_id)
+        async for item in self.streams.follow(turn_id, after):
+            yield item
+
+    # --- interfering ----------------------------------------------------------------------------
+
+    async def cancel(self, turn_id: str, by_uid: int, reason: str = "cancelled") -> bool:
+        """Cancel a turn wherever it is. False if it had ended already."""
+        state = await self.turn(turn_id)
+        task = self._tasks.get(turn_id)
+        if state.is_finished or task is None:
+            return False
+        self._cancelled[turn_id] = ev.TurnCancelled(
+            reason=reason, by_uid=by_uid, usage=usage_to_json(state.usage)
+        )
+        task.cancel()
+        return True
+
+    async def answer(
+        self, approval_id: str, decision: str, by_uid: int, note: str = ""
+    ) -> ApprovalRow:
+        """Decide an approval. Answered once: a second answer changes nothing and returns the
+        first. Raises `NotFound`, `BadRequest`, `Conflict` when its turn has ended."""
+        if decision not in DECISIONS:
+            raise BadRequest(f"{decision!r} is no decision", hint=f"one of {', '.join(DECISIONS)}")
+        async with self._answering:
+            row = await self._approvals.get(approval_id)
+            if row is None:
+                raise NotFound(f"there is no approval {approval_id!r}", hint="appliance approvals")
+            if row.status != "pending":
+                return row
+            turn = self._live.get(row.turn)
+            if turn is None:
+                raise Conflict(f"turn {row.turn} has ended", hint="appliance turns")
+            return await self._answered(turn, row, decision, by_uid, note)
+
+    async def _answered(
+        self, turn: LiveTurn, row: ApprovalRow, decision: str, by_uid: int, note: str
+    ) -> ApprovalRow:
+        body = ev.ApprovalAnswered(
+            approval_id=row.approval_id,
+            call_id=row.call_id,
+            decision=decision,
+            by_uid=by_uid,
+            note=note,
+        )
+        answered = replace(row, status=decision, decided_by=by_uid)
+        draft = body.draft(turn.state.session_id, turn.turn_id)
+        (event,) = await self._journal.append(draft, index=(answered,), durable=True)
+        self.streams.publish_event(event)
+        turn.inbox.put_nowait(event)
+        return answered
+
+
+def _first_of_ours(group: BaseExceptionGroup[BaseException]) -> ApplianceError:
+    """The first of our errors in a group from parallel calls; else one that names the first."""
+    ours = group.subgroup(ApplianceError)
+    while ours is not None:
+        error = ours.exceptions[0]
+        if isinstance(error, ApplianceError):
+            return error
+        ours = error if isinstance(error, BaseExceptionGroup) else None
+    return ApplianceError(f"unexpected failure inside the turn: {group.exceptions[0]!r}")

@@ -1,0 +1,162 @@
+"""Lets any number of followers watch a turn: journalled events, and between them live deltas.
+
+Whole messages are journalled, deltas are not. A follower who comes late reads the journal, then
+the deltas said so far of the step in progress, then joins the live tail: no gap and no repeat.
+One who does not keep up loses deltas, never events: the queue is dropped and the journal read
+again from where the follower stood.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, TypeAlias
+
+from appliance.store.journal import Event, Journal
+from appliance.turns import events as ev
+from appliance.types import Delta, Json, Progress, TextDelta, ThinkingDelta, ToolCallDelta
+
+QUEUE_LENGTH = 4096
+"""Items a follower may lag behind: about a minute of one fast local stream."""
+
+READ_CHUNK = 500
+
+Item: TypeAlias = dict[str, Any]
+"""What a follower gets: `turns.events.to_client` of an event, or a delta (`type` "delta")."""
+
+
+class Streams:
+    """The live side of turns. One loop publishes; followers come and go."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._turns: dict[str, _Live] = {}
+
+    def open(self, turn_id: str) -> None:
+        """From here on the turn is live: who follows it waits for what is still to come."""
+        self._turns.setdefault(turn_id, _Live())
+
+    def publish_event(self, event: Event) -> None:
+        """Tell the followers of the event's turn; called right after the append, in order."""
+        if event.turn is None:
+            return
+        live = self._turns.get(event.turn)
+        if live is None:
+            return
+        live.publish(event.seq, ev.to_client(event), ends_step=event.kind.startswith("step."))
+        if event.kind in ev.TERMINAL_KINDS:
+            del self._turns[event.turn]
+
+    def publish_delta(self, turn_id: str, step: int, delta: Delta) -> None:
+        live = self._turns.get(turn_id)
+        if live is not None:
+            live.publish(None, delta_to_json(turn_id, step, delta), ends_step=False)
+
+    async def follow(self, turn_id: str, after: int = 0) -> AsyncIterator[Item]:
+        """Everything of the turn after journal position `after`, ending with its end.
+
+        The caller has checked that the turn exists.
+        """
+        step_done = -1
+        while True:
+            live = self._turns.get(turn_id)
+            follower = live.join() if live is not None else None
+            try:
+                async for item in self._replay(turn_id, after):
+                    after, step_done = item["seq"], _step_done(item, step_done)
+                    yield item
+                    if item["type"] in ev.TERMINAL_KINDS:
+                        return
+                if follower is None:
+                    if turn_id not in self._turns:
+                        return  # not live and no end: the daemon is stopping
+                    continue
+                async for seq, item in follower.items():
+                    if seq is not None:
+                        if seq <= after:
+                            continue
+                        after, step_done = seq, _step_done(item, step_done)
+                    elif item["step"] <= step_done:
+                        continue  # said of a step whose whole message was replayed already
+                    yield item
+                    if item["type"] in ev.TERMINAL_KINDS:
+                        return
+            finally:
+                if live is not None and follower is not None:
+                    live.leave(follower)
+
+    async def _replay(self, turn_id: str, after: int) -> AsyncIterator[Item]:
+        while True:
+            events = await self._journal.read_turn(turn_id, after=after, limit=READ_CHUNK)
+            for event in events:
+                after = event.seq
+                yield ev.to_client(event)
+            if len(events) < READ_CHUNK:
+                return
+
+
+def _step_done(item: Item, step_done: int) -> int:
+    return int(item.get("step", 0)) if item["type"] == ev.StepCompleted.kind else step_done
+
+
+class _Live:
+    """One turn in progress: its followers and the deltas of its current step."""
+
+    def __init__(self) -> None:
+        self._followers: set[_Follower] = set()
+        self._said: list[Item] = []
+
+    def publish(self, seq: int | None, item: Item, *, ends_step: bool) -> None:
+        if ends_step:
+            self._said.clear()
+        elif seq is None and len(self._said) < QUEUE_LENGTH:
+            self._said.append(item)
+        for follower in self._followers:
+            follower.offer(seq, item)
+
+    def join(self) -> _Follower:
+        follower = _Follower()
+        for item in self._said:
+            follower.offer(None, item)
+        self._followers.add(follower)
+        return follower
+
+    def leave(self, follower: _Follower) -> None:
+        self._followers.discard(follower)
+
+
+class _Follower:
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[tuple[int | None, Item]] = asyncio.Queue(QUEUE_LENGTH)
+        self._lags = False
+
+    def offer(self, seq: int | None, item: Item) -> None:
+        if self._lags:
+            return
+        try:
+            self._queue.put_nowait((seq, item))
+        except asyncio.QueueFull:
+            self._lags = True
+
+    async def items(self) -> AsyncIterator[tuple[int | None, Item]]:
+        """What was offered, in order; ends when this follower has lagged and must read again."""
+        while True:
+            if self._lags and self._queue.empty():
+                return
+            yield await self._queue.get()
+
+
+def delta_to_json(turn_id: str, step: int, delta: Delta) -> Item:
+    """A delta as clients see it: `type` "delta" or "progress", with the step it belongs to."""
+    item: dict[str, Json] = {"type": "delta", "turn": turn_id, "step": step}
+    match delta:
+        case TextDelta(text=text):
+            item |= {"kind": "text", "text": text}
+        case ThinkingDelta(text=text):
+            item |= {"kind": "thinking", "text": text}
+        case ToolCallDelta(call_id=call_id, name=name, arguments_json=arguments):
+            item |= {"kind": "tool_call", "id": call_id, "name": name, "arguments": arguments}
+        case Progress(stage=stage, done=done, total=total):
+            item |= {"type": "progress", "stage": stage, "done": done, "total": total}
+    return item
+
