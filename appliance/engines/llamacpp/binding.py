@@ -271,7 +271,7 @@ class Batch:
         if output:
             self._outputs[end - 1] = 1
         self.raw.n_tokens = end
-        return end - 1
+        return int(end - 1)
 
     def mark_all_outputs(self) -> None:
         """Every token is an output, as pooled embeddings want it."""

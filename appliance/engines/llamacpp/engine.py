@@ -29,6 +29,9 @@ from appliance.wire import native
 PING_INTERVAL_S = 5.0
 """An idle worker that was stopped is noticed this much, and one stall timeout, later."""
 
+SPIN_COUNT = "100"
+"""How long an OpenMP thread spins at a barrier before it sleeps (docs/adr/0010)."""
+
 READ_BYTES = 1 << 18
 _PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 
@@ -192,6 +195,7 @@ class LlamaCppEngine:
         ours, theirs = socket.socketpair()
         with theirs:
             environment = clean_environment(os.environ, self._params.environment)
+            environment.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
             environment["PYTHONPATH"] = str(_PACKAGE_ROOT)
             self._child = ChildProcess(
                 [

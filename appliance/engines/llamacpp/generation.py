@@ -53,6 +53,13 @@ class Generation:
         return len(self.tokens) - self.n_past
 
     @property
+    def next_tokens(self) -> int:
+        """Of the pending ones, those up to the checkpoint, where the cache is saved."""
+        if self.n_past < self.prepared.checkpoint:
+            return self.prepared.checkpoint - self.n_past
+        return self.pending_tokens
+
+    @property
     def is_streaming(self) -> bool:
         return self.output_tokens > 0 and self.pending_tokens == 1
 

@@ -12,9 +12,9 @@ from typing import Protocol
 
 from appliance.engines.llamacpp.binding import Adapter, Batch, Context, Model
 from appliance.engines.llamacpp.generation import Generation, now_s
+from appliance.engines.llamacpp.kv_cache import KvCache
 from appliance.engines.llamacpp.planner import Limits, Runnable, plan_step
 from appliance.engines.llamacpp.sampling import Sampler, logprob_of, settle
-from appliance.engines.llamacpp.sequences import MemoryKind, Sequences, Start
 from appliance.errors import ApplianceError, DeadlineExceeded, EngineError
 from appliance.types import Completion, Delta, Progress, StopReason
 
@@ -42,9 +42,9 @@ class Loop:
         self,
         model: Model,
         context: Context,
+        cache: KvCache,
         *,
         slots: int,
-        sequences: int,
         context_window: int,
         step_tokens: int,
         adapters: dict[str, Adapter],
@@ -59,8 +59,7 @@ class Loop:
         self._adapters = adapters
         self._adapter: str | None = None
         self._sink = sink
-        self._kind = MemoryKind(model.is_recurrent, model.window_cells)
-        self._sequences = Sequences(sequences, self._kind)
+        self._cache = cache
         self._waiting: list[Generation] = []
         self._running: dict[int, Generation] = {}
         self._steps = 0
@@ -78,6 +77,10 @@ class Loop:
         for generation in list(self._running.values()):
             if generation.request.request_id == request_id:
                 self._leave(generation)
+
+    def rest(self) -> None:
+        """To be called once when idle: what a crash would lose is written behind."""
+        self._cache.park_idle()
 
     def step(self) -> None:
         """At most one decode."""
@@ -114,7 +117,9 @@ class Loop:
             generation = self._running[grant.sequence]
             generation.n_past += grant.tokens
             generation.last_served = self._steps
-            self._sequences.advance(grant.sequence, generation.n_past)
+            self._cache.advance(grant.sequence, generation.n_past)
+            if generation.n_past == generation.prepared.checkpoint:
+                self._cache.checkpoint(grant.sequence)
             if generation.pending_tokens:
                 progress = Progress("prefill", generation.n_past, generation.prompt_tokens)
                 self._sink.deltas(generation.request.request_id, [progress])
@@ -122,8 +127,10 @@ class Loop:
             self._draw(generation, index)
 
     def close(self) -> None:
+        """Stop all, keep (parked) what they had computed."""
         for generation in list(self._running.values()):
             self._leave(generation)
+        self._cache.close()
         self._batch.close()
 
     def _runnable(self, generation: Generation) -> Runnable:
@@ -131,7 +138,7 @@ class Loop:
             sequence=generation.sequence,
             priority=int(generation.request.priority),
             arrival=generation.arrival,
-            pending_tokens=generation.pending_tokens,
+            pending_tokens=generation.next_tokens,
             is_streaming=generation.is_streaming,
             last_served=generation.last_served,
             adapter=generation.request.adapter,
@@ -150,46 +157,19 @@ class Loop:
         for generation in list(self._waiting):
             if len(self._running) >= self._slots:
                 return
-            start = self._sequences.find(
-                generation.tokens,
-                generation.request.adapter,
-                generation.request.cache_key,
-                self._first_held(),
-            )
-            if isinstance(start, Start):
+            request = generation.request
+            begun = self._cache.begin(generation.tokens, request.adapter, request.cache_key)
+            if begun is not None:
                 self._waiting.remove(generation)
-                self._begin(generation, start)
+                self._begin(generation, *begun)
 
-    def _first_held(self) -> dict[int, int]:
-        if not self._kind.window:
-            return {}
-        return {
-            r.sequence: self._context.first_position(r.sequence) for r in self._sequences.idle
-        } | {sequence: self._context.first_position(sequence) for sequence in self._running}
-
-    def _begin(self, generation: Generation, start: Start) -> None:
-        common = start.common
-        if start.source == start.target:
-            if not self._context.forget(start.target, common):
-                common = 0
-        elif start.source is not None:
-            self._context.forget(start.target)
-            self._context.share(
-                start.source, start.target, -1 if self._kind.is_recurrent else common
-            )
-        if common == 0:
-            self._context.forget(start.target)
-        start = Start(start.target, start.source, common, start.evicted)
-        request = generation.request
-        self._sequences.occupy(start, generation.tokens, request.adapter, request.cache_key)
-        generation.sequence = start.target
-        generation.n_past = common
-        if not generation.output_tokens:
-            generation.cached_tokens = common
-            generation.started_s = now_s()
+    def _begin(self, generation: Generation, sequence: int, in_kv: int) -> None:
+        generation.sequence, generation.n_past = sequence, in_kv
+        self._running[sequence] = generation
         if generation.sampler is None:
-            generation.sampler = Sampler(self._model, settle(request.sampling))
-        self._running[start.target] = generation
+            generation.sampler = Sampler(self._model, settle(generation.request.sampling))
+            generation.cached_tokens = in_kv
+            generation.started_s = now_s()
 
     def _draw(self, generation: Generation, index: int) -> None:
         """Sample the next token of a sequence whose known tokens are all in the cache."""
@@ -234,17 +214,14 @@ class Loop:
     def _leave(self, generation: Generation) -> None:
         """Free the slot; what is in the cache stays for whoever shares its beginning."""
         del self._running[generation.sequence]
-        self._sequences.release(generation.sequence, generation.tokens[: generation.n_past])
+        self._cache.release(generation.sequence, generation.tokens[: generation.n_past])
         if generation.sampler is not None:
             generation.sampler.close()
             generation.sampler = None
 
     def _make_room(self) -> None:
         """The cache is full: drop an idle conversation, else set a running one back."""
-        idle = self._sequences.idle
-        if idle:
-            self._context.forget(idle[0].sequence)
-            self._sequences.drop(idle[0].sequence)
+        if self._cache.make_room():
             return
         if len(self._running) == 1:
             (only,) = self._running.values()
@@ -262,6 +239,6 @@ class Loop:
     def _set_back(self, victim: Generation) -> None:
         """Take its slot; it goes on later from its tokens, and keeps what it has said."""
         del self._running[victim.sequence]
-        self._sequences.release(victim.sequence, victim.tokens[: victim.n_past])
+        self._cache.release(victim.sequence, victim.tokens[: victim.n_past])
         victim.sequence, victim.n_past = -1, 0
         self._waiting.append(victim)

@@ -33,6 +33,8 @@ class Prepared:
     tokens: tuple[int, ...]
     stops: tuple[str, ...]
     parser: Parser
+    checkpoint: int = 0
+    """Tokens after which the cache's state is worth keeping; 0 where it can be cut anyway."""
 
 
 class PlainParser:

@@ -89,6 +89,10 @@ class Sequences:
         return self._residents[sequence]
 
     @property
+    def with_kv(self) -> list[int]:
+        return [r.sequence for r in self._residents if r.in_kv > 0]
+
+    @property
     def idle(self) -> list[Resident]:
         """Residents with KV and no running answer, least recently used first."""
         held = [r for r in self._residents if not r.is_busy and r.in_kv > 0]

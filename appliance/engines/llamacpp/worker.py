@@ -19,6 +19,7 @@ from typing import Any
 
 from appliance.engines.llamacpp import codec, frames
 from appliance.engines.llamacpp.binding import (
+    BINDING_VERSION,
     MAX_SEQUENCES,
     Adapter,
     Context,
@@ -28,14 +29,20 @@ from appliance.engines.llamacpp.binding import (
     check_binding,
 )
 from appliance.engines.llamacpp.generation import Generation, now_s
+from appliance.engines.llamacpp.kv_cache import KvCache
 from appliance.engines.llamacpp.loop import Loop
 from appliance.engines.llamacpp.params import LlamaCppParams
+from appliance.engines.llamacpp.parked_file import model_key
+from appliance.engines.llamacpp.parking import ParkingLot
 from appliance.engines.llamacpp.prompt import Preparer
+from appliance.engines.llamacpp.sequences import MemoryKind
 from appliance.errors import ApplianceError, BadRequest, EngineError, ModelBroken, PromptTooLong
 from appliance.types import Completion, Delta, GenerateRequest
 from appliance.wire import native
 
 READ_BYTES = 1 << 16
+REST_AFTER_S = 3.0
+"""Idle for this long, conversations are written behind, so that a crash loses none of their KV."""
 MAX_UNSENT_BYTES = 256 << 20
 """With this much unread by the daemon, it is not coming back: the worker ends."""
 
@@ -136,10 +143,15 @@ class Worker:
     def run(self, reporter: Reporter) -> None:
         preparing = threading.Thread(target=self._prepare_all, name="prepare", daemon=True)
         preparing.start()
+        is_rested = True
         while True:
-            received = self._channel.receive(0 if self._loop.has_work else None)
+            wait_s = 0 if self._loop.has_work else None if is_rested else REST_AFTER_S
+            received = self._channel.receive(wait_s)
             if received is None:
                 return
+            if not received and wait_s == REST_AFTER_S and self._prepared.empty():
+                self._loop.rest()
+                is_rested = True
             for frame in received:
                 if frame["type"] == "stop":
                     return
@@ -148,6 +160,7 @@ class Worker:
             if self._loop.has_work:
                 self._loop.step()
                 reporter.flush()
+                is_rested = False
 
     def _take(self, frame: dict[str, Any]) -> None:
         match frame["type"]:
@@ -262,11 +275,23 @@ def main() -> int:
         channel.send({"type": "broken", "error": ModelBroken(str(error)).to_json()})
         return 1
     reporter = Reporter(channel)
+    key = model_key(params.model_path, BINDING_VERSION, params.kv_type)
+    cache = KvCache(
+        context,
+        ParkingLot(
+            key,
+            folder=params.park_dir,
+            ram_bytes=params.park_ram_bytes,
+            disk_bytes=params.park_disk_bytes,
+        ),
+        sequences=sequence_count(params, model),
+        kind=MemoryKind(model.is_recurrent, model.window_cells),
+    )
     loop = Loop(
         model,
         context,
+        cache,
         slots=params.slots,
-        sequences=sequence_count(params, model),
         context_window=params.context_window,
         step_tokens=params.ubatch_tokens,
         adapters=adapters,
@@ -275,6 +300,7 @@ def main() -> int:
     channel.send(
         {
             "type": "ready",
+            "model_hash": key,
             "load_seconds": now_s() - started_s,
             "details": {
                 "description": model.description,
