@@ -1,0 +1,53 @@
+"""Questions to people, derived from the journal: what is pending, and what was decided."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+from appliance.store.database import Database
+from appliance.store.index import select, upsert
+
+PENDING = "pending"
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalRow:
+    """`status` is "pending", or the decision."""
+
+    approval_id: str
+    turn: str
+    session: str
+    agent: str
+    call_id: str
+    tool: str
+    summary: str
+    reason: str
+    call_hash: str
+    status: str
+    created_ms: int
+    expires_ms: int | None = None
+    decided_by: int | None = None
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        upsert(connection, "approval", self)
+
+
+class Approvals:
+    """Looks up questions, newest first."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, approval_id: str) -> ApprovalRow | None:
+        rows = await self._rows({"approval_id": approval_id}, 1)
+        return rows[0] if rows else None
+
+    async def list(self, *, status: str | None = PENDING, limit: int = 50) -> list[ApprovalRow]:
+        return await self._rows({"status": status}, limit)
+
+    async def _rows(self, where: dict[str, str | None], limit: int) -> list[ApprovalRow]:
+        sql, values = select(ApprovalRow, "approval", where, None, limit)
+        return await self._database.read(
+            lambda connection: [ApprovalRow(*row) for row in connection.execute(sql, values)]
+        )
