@@ -1,0 +1,197 @@
+"""Whether one configuration fits on given cards, and with how many layers on each. Pure.
+
+Which layers go where: llama.cpp puts the last `gpu_layers` (the output head is the very last) on
+the cards in their order, contiguous runs by `tensor_split`. We pass the run lengths themselves as
+the split: then position i is on the first card whose cumulative count exceeds i, exactly.
+
+Filling the cards in order, each as far as it goes, finds a split whenever one exists for that
+order: a card's bytes only grow with the layers on it, so a fuller earlier card never leaves more
+for the later ones (the usual exchange argument). What remains is the order, and the subset: the k
+cards with most room dominate every other k cards, and among runs of k neighbours by room the
+tightest that fits is taken when packing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+from appliance.gpu.types import HOST, DeviceShare, Footprint, KvType, Layout
+
+PERMUTED_CARDS = 3
+"""Up to this many cards every order is tried, beyond only by falling and rising room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What an engine offers, apart from where it runs."""
+
+    context_window: int
+    slots: int
+    kv_type: KvType
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    configuration: Configuration
+    cards: tuple[str, ...]
+    counts: tuple[int, ...]
+    """Layers on each card; the split."""
+    shares: tuple[DeviceShare, ...]
+
+    @property
+    def gpu_layers(self) -> int:
+        return sum(self.counts)
+
+
+def fit_on_cards(
+    footprint: Footprint,
+    configuration: Configuration,
+    room: Mapping[str, int],
+    cards: Sequence[str],
+    *,
+    most_cards: int,
+    is_packing: bool = True,
+) -> Fit | None:
+    """All layers on as few cards as possible; None when no choice of `cards` holds them."""
+    for candidate in _orders(room, cards, most_cards, is_packing):
+        fit = _fill(footprint, configuration, room, candidate, footprint.n_layers)
+        if fit is not None:
+            return fit
+    return None
+
+
+def fit_partly(
+    footprint: Footprint,
+    configuration: Configuration,
+    room: Mapping[str, int],
+    cards: Sequence[str],
+    *,
+    most_cards: int,
+) -> Fit | None:
+    """As many layers as go on cards, the rest on the host; None when not one layer does."""
+    best: Fit | None = None
+    for candidate in _orders(room, cards, most_cards, False):
+        top = footprint.n_layers - 1
+        low = best.gpu_layers if best else 0
+
+        def holds(layers: int, on: tuple[str, ...] = candidate) -> bool:
+            return _counts(footprint, configuration, room, on, layers) is not None
+
+        most = largest(low + 1, top, holds)
+        if most is None:
+            continue
+        fit = _fill(footprint, configuration, room, candidate, most)
+        if fit is not None:
+            best = fit
+    return best
+
+
+def fit_on_host(
+    footprint: Footprint, configuration: Configuration, room: Mapping[str, int]
+) -> Fit | None:
+    needed = footprint.bytes_by_device(_layout(configuration, (), 0))[-1]
+    if needed > room.get(HOST, 0):
+        return None
+    return Fit(configuration, (), (), (DeviceShare(HOST, needed),))
+
+
+def largest(low: int, high: int, holds: Callable[[int], bool]) -> int | None:
+    """The largest n in [low, high] where a claim that holds only up to some n holds."""
+    if low > high or not holds(low):
+        return None
+    while low < high:
+        middle = (low + high + 1) // 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _orders(
+    room: Mapping[str, int], cards: Sequence[str], most_cards: int, is_packing: bool
+) -> Iterator[tuple[str, ...]]:
+    """Candidate card lists: fewest cards first; among equals the tightest (or the roomiest)."""
+    by_room = sorted(cards, key=lambda uuid: (room[uuid], uuid))
+    for count in range(1, min(most_cards, len(cards)) + 1):
+        runs = [by_room[n : n + count] for n in range(len(by_room) - count + 1)]
+        for run in runs if is_packing else reversed(runs):
+            if count <= PERMUTED_CARDS:
+                yield from permutations(run)
+            else:
+                yield tuple(reversed(run))
+                yield tuple(run)
+
+
+def _fill(
+    footprint: Footprint,
+    configuration: Configuration,
+    room: Mapping[str, int],
+    cards: tuple[str, ...],
+    layers: int,
+) -> Fit | None:
+    counts = _counts(footprint, configuration, room, cards, layers)
+    if counts is None:
+        return None
+    used = tuple((uuid, count) for uuid, count in zip(cards, counts, strict=True) if count)
+    cards = tuple(uuid for uuid, _ in used)
+    counts = tuple(count for _, count in used)
+    sizes = footprint.bytes_by_device(_layout(configuration, counts, layers))
+    if sizes[-1] > room.get(HOST, 0):
+        return None
+    shares = [DeviceShare(uuid, size) for uuid, size in zip(cards, sizes, strict=False)]
+    if sizes[-1]:
+        shares.append(DeviceShare(HOST, sizes[-1]))
+    return Fit(configuration, cards, counts, tuple(shares))
+
+
+def _counts(
+    footprint: Footprint,
+    configuration: Configuration,
+    room: Mapping[str, int],
+    cards: tuple[str, ...],
+    layers: int,
+) -> tuple[int, ...] | None:
+    """Fill the cards in order; None when layers are left over."""
+    counts: list[int] = []
+    left = layers
+    for uuid in cards:
+        take = _take(footprint, configuration, tuple(counts), left, layers, room[uuid])
+        counts.append(take)
+        left -= take
+        if left == 0:
+            break
+    if left:
+        return None
+    return (*counts, *(0 for _ in cards[len(counts) :]))
+
+
+def _take(
+    footprint: Footprint,
+    configuration: Configuration,
+    before: tuple[int, ...],
+    left: int,
+    layers: int,
+    room_bytes: int,
+) -> int:
+    """How many of the layers left the next card holds, those behind it standing for the rest."""
+
+    def holds(take: int) -> bool:
+        rest = left - take
+        trial = (*before, take, rest) if rest else (*before, take)
+        sizes = footprint.bytes_by_device(_layout(configuration, trial, layers))
+        return sizes[len(before)] <= room_bytes
+
+    return largest(1, left, holds) or 0
+
+
+def _layout(configuration: Configuration, counts: Sequence[int], layers: int) -> Layout:
+    return Layout(
+        configuration.context_window,
+        configuration.slots,
+        configuration.kv_type,
+        layers,
+        tuple(float(count) for count in counts),
+    )
