@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Runs the whole test suite; sets up everything it needs first.
+#
+#   scripts/test.sh [--slow] [--vllm] [PYTEST ARGUMENTS]
+#
+#   --slow   also the tests that take minutes
+#   --vllm   also those against a real vLLM on the CPU (a second environment of 3 GB, .venv-vllm)
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+source "$(dirname "$0")/lib.sh"
+cd "$REPOSITORY"
+
+prepare .venv requirements-dev.lock
+fetch_default_model .venv .appliance
+step 'Tests'
+exec .venv/bin/python -m pytest -q "$@"
