@@ -54,7 +54,7 @@ class Misdirected(Refused):
     http_status = 421
 
 
-class _GuardedHandler(RequestHandler[Any]):
+class _GuardedHandler(RequestHandler):
     """aiohttp's connection, closed when a request's header does not arrive in time."""
 
     __slots__ = ("_header_timer",)
@@ -90,10 +90,10 @@ class _GuardedHandler(RequestHandler[Any]):
             self.transport.abort()
 
 
-class _GuardedServer(web.Server[Any]):
+class _GuardedServer(web.Server):
     """Makes guarded connections, and no more than `CONNECTIONS_MAX` at once."""
 
-    def __call__(self) -> RequestHandler[Any]:
+    def __call__(self) -> RequestHandler:
         return _GuardedHandler(self, loop=asyncio.get_running_loop(), **self._kwargs)
 
 
@@ -207,7 +207,7 @@ class Server:
             raise Refused("the TCP side is off")
         if request.path in OPEN_PATHS:
             return Peer(-1, -1, (), 0, Role.NOBODY)
-        header = request.headers.get("Authorization") or request.headers.get("x-api-key", "")
+        header = request.headers.get("Authorization") or request.headers.get("x-api-key") or ""
         return self._tokens.peer(header)
 
     def _check_host(self, request: web.BaseRequest, port: int) -> None:
@@ -311,7 +311,9 @@ def bind_unix(path: Path) -> socket.socket:
         listener.bind(str(path))
     except OSError as error:
         listener.close()
-        raise Conflict(f"cannot bind {path}: {error.strerror}", hint="set [daemon] socket") from error
+        raise Conflict(
+            f"cannot bind {path}: {error.strerror}", hint="set [daemon] socket"
+        ) from error
     finally:
         os.umask(umask)
     listener.setblocking(False)

@@ -43,7 +43,7 @@ class Approvals:
         rows = await self._rows({"approval_id": approval_id}, 1)
         return rows[0] if rows else None
 
-    async def list(self, *, status: str | None = PENDING, limit: int = 50) -> list[ApprovalRow]:
+    async def page(self, *, status: str | None = PENDING, limit: int = 50) -> list[ApprovalRow]:
         return await self._rows({"status": status}, limit)
 
     async def _rows(self, where: dict[str, str | None], limit: int) -> list[ApprovalRow]:

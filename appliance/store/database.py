@@ -170,8 +170,8 @@ class Database:
             raise  # the disk, not the job: the whole batch fails and may be tried again
         except (sqlite3.Error, ApplianceError) as error:
             connection.execute("ROLLBACK TO job")
-            ours = isinstance(error, ApplianceError)
-            job.error = error if ours else to_store_error(error, self.path)
+            is_sqlite = isinstance(error, sqlite3.Error)
+            job.error = to_store_error(error, self.path) if is_sqlite else error
         connection.execute("RELEASE job")
 
 
@@ -185,7 +185,7 @@ def _report(batch: list[_Job]) -> None:
             job.done.set_result(job.result)
 
 
-def to_store_error(error: sqlite3.Error, path: Path) -> StoreError:
+def to_store_error(error: Exception, path: Path) -> StoreError:
     """What SQLite said, as our error with a hint that fits."""
     name = getattr(error, "sqlite_errorname", "") or ""
     hints = {

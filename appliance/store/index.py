@@ -105,7 +105,8 @@ def select(
 ) -> tuple[str, list[Any]]:
     """A newest-first page as SQL and its values; a condition of None is left out."""
     names = tuple(kind.__dataclass_fields__)
-    conditions, values = ["1"], []
+    conditions = ["1"]
+    values: list[Any] = []
     for name, value in where.items():
         if value is None:
             continue

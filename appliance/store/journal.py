@@ -12,6 +12,7 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from appliance.clock import Clock
@@ -126,9 +127,7 @@ class Journal:
         """Check every row against the chain, and the chain against its head."""
         seq, tip = 0, bytes(32)
         while True:
-            rows = await self._database.read(lambda connection, seq=seq: connection.execute(
-                "SELECT seq, stream, turn, kind, version, at_ms, body, hash FROM event "
-                "WHERE seq > ? ORDER BY seq LIMIT ?", (seq, VERIFY_CHUNK)).fetchall())  # fmt: skip
+            rows = await self._database.read(partial(_chain_rows, after=seq))
             for *row, stored in rows:
                 if row[0] != seq + 1:
                     return ChainReport(seq, seq + 1, f"event {seq + 1} is missing")
@@ -171,6 +170,14 @@ class Journal:
         return await self._database.read(
             lambda connection: [_event(row) for row in connection.execute(sql, values)]
         )
+
+
+def _chain_rows(connection: sqlite3.Connection, after: int) -> list[tuple[Any, ...]]:
+    return connection.execute(
+        "SELECT seq, stream, turn, kind, version, at_ms, body, hash FROM event "
+        "WHERE seq > ? ORDER BY seq LIMIT ?",
+        (after, VERIFY_CHUNK),
+    ).fetchall()
 
 
 def _encode(body: Mapping[str, Json]) -> str:

@@ -24,8 +24,12 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE INDEX event_by_stream ON event (stream, seq);
     CREATE INDEX event_by_turn ON event (turn, seq) WHERE turn IS NOT NULL;
-    CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL, hash BLOB NOT NULL);
-    INSERT INTO head VALUES (1, 0, x'0000000000000000000000000000000000000000000000000000000000000000');
+    CREATE TABLE head (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        seq INTEGER NOT NULL,
+        hash BLOB NOT NULL
+    );
+    INSERT INTO head VALUES (1, 0, zeroblob(32));
 
     CREATE TABLE session (
         session_id TEXT PRIMARY KEY,

@@ -156,7 +156,7 @@ class CallRunner:
             outcome = await self.toolbox.run(intent, ctx)
         if isinstance(outcome, ToolOutcome):
             await self._complete(step, call, outcome)
-        else:
+        elif isinstance(outcome, InDoubt):
             await self.turn.append(
                 ev.ToolInDoubt(
                     step=step, call_id=intent.call_id, tool=intent.tool, reason=outcome.reason

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 
+from appliance.clock import Clock
+from appliance.store.approvals import PENDING, ApprovalRow
 from appliance.store.index import TurnRow
-from appliance.store.journal import Event, Journal
+from appliance.store.journal import Event, IndexRow, Journal
 from appliance.turns import events as ev
 from appliance.turns.state import TurnState, apply, fold
 from appliance.turns.stream import Streams
@@ -32,12 +35,18 @@ class LiveTurn:
     """
 
     def __init__(
-        self, journal: Journal, streams: Streams, state: TurnState, idempotency_key: str | None
+        self,
+        journal: Journal,
+        streams: Streams,
+        clock: Clock,
+        state: TurnState,
+        idempotency_key: str | None,
     ) -> None:
         self.state = state
         self.inbox: asyncio.Queue[Event] = asyncio.Queue()
         self._journal = journal
         self._streams = streams
+        self._clock = clock
         self._key = idempotency_key
         self._order = asyncio.Lock()
 
@@ -56,7 +65,7 @@ class LiveTurn:
             after = _foresee(state, bodies)
             events = await self._journal.append(
                 *drafts,
-                index=() if after.status is state.status else (self._row(after),),
+                index=self._index_rows(state, after, bodies),
                 durable=any(body.kind in DURABLE_KINDS for body in bodies),
             )
             self._fold(events)
@@ -78,8 +87,42 @@ class LiveTurn:
             if publish:
                 self._streams.publish_event(event)
 
-    def _row(self, state: TurnState) -> TurnRow:
-        return turn_row(state, self._key)
+    def _index_rows(
+        self, before: TurnState, after: TurnState, bodies: tuple[ev.Body, ...]
+    ) -> list[IndexRow]:
+        rows: list[IndexRow] = []
+        if after.status is not before.status:
+            rows.append(turn_row(after, self._key, self._clock.wall_ms()))
+        for body in bodies:
+            if isinstance(body, ev.ApprovalAsked):
+                rows.append(approval_row(after, body, self._clock.wall_ms()))
+            elif isinstance(body, ev.ApprovalAnswered):
+                asked = next(
+                    call.approval
+                    for call in before.steps[-1].calls
+                    if call.approval and call.approval.approval_id == body.approval_id
+                )
+                row = approval_row(before, asked, before.accepted_ms)
+                rows.append(replace(row, status=body.decision, decided_by=body.by_uid))
+        return rows
+
+
+def approval_row(state: TurnState, asked: ev.ApprovalAsked, now_ms: int) -> ApprovalRow:
+    """The derived row of a question that was just asked."""
+    return ApprovalRow(
+        approval_id=asked.approval_id,
+        turn=state.turn_id,
+        session=state.session_id,
+        agent=state.accepted.agent,
+        call_id=asked.call_id,
+        tool=asked.tool,
+        summary=asked.summary,
+        reason=asked.reason,
+        call_hash=asked.call_hash,
+        status=PENDING,
+        created_ms=now_ms,
+        expires_ms=asked.expires_ms,
+    )
 
 
 def turn_row(state: TurnState, idempotency_key: str | None, now_ms: int | None = None) -> TurnRow:
@@ -129,5 +172,3 @@ def _foresee(state: TurnState, bodies: tuple[ev.Body, ...]) -> TurnState:
             ),
         )
     return state
-
-

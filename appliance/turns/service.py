@@ -23,9 +23,8 @@ from appliance.store.approvals import ApprovalRow, Approvals
 from appliance.store.index import Index, SessionRow, TurnRow
 from appliance.store.journal import Event, Journal
 from appliance.turns import events as ev
-from appliance.turns import limits as bounds
 from appliance.turns.live import LiveTurn, read_turn, turn_row
-from appliance.turns.loop import Parked, run_turn
+from appliance.turns.loop import Parked
 from appliance.turns.state import UNFINISHED, TurnState, apply, fold
 from appliance.turns.stream import Item, Streams
 from appliance.types import Label, Message, highest
@@ -181,7 +180,7 @@ class Turns:
         turn_id = new_id("turn")
         self.streams.open(turn_id)
         event = await self._accept(accepted, session, turn_id, request.key)
-        turn = LiveTurn(self._journal, self.streams, apply(None, event), request.key)
+        turn = LiveTurn(self._journal, self.streams, self._clock, apply(None, event), request.key)
         self.streams.publish_event(event)
         self._spawn(turn)
         return Started(turn_id, session.session_id)
@@ -261,8 +260,7 @@ class Turns:
                 await self._end(turn, self._failed(turn, error))
                 return
             except BaseExceptionGroup as group:
-                error = _first_of_ours(group)
-                await self._end(turn, self._failed(turn, error))
+                await self._end(turn, self._failed(turn, _first_of_ours(group)))
                 return
             except Exception as error:
                 log.exception("turn %s failed unexpectedly", turn.turn_id)
@@ -304,7 +302,7 @@ class Turns:
             state = fold(await read_turn(self._journal, row.turn_id))
             if state.is_finished:
                 return
-            turn = LiveTurn(self._journal, self.streams, state, row.idempotency_key)
+            turn = LiveTurn(self._journal, self.streams, self._clock, state, row.idempotency_key)
             await turn.append(ev.TurnResumed(reason="the daemon was restarted"))
         except StoreError as error:
             log.error("turn %s cannot be resumed: %s", row.turn_id, error)
@@ -334,6 +332,11 @@ class Turns:
         await self.turn(turn_id)
         async for item in self.streams.follow(turn_id, after):
             yield item
+
+    async def recorded(self, turn_id: str, after: int = 0) -> list[Item]:
+        """What the journal holds of a turn by now, as followers would get it."""
+        events = await read_turn(self._journal, turn_id)
+        return [ev.to_client(event) for event in events if event.seq > after]
 
     # --- interfering ----------------------------------------------------------------------------
 

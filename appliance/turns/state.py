@@ -282,7 +282,7 @@ def _answered(state: TurnState, body: ev.ApprovalAnswered) -> TurnState:
     """Once answered, always answered: a second answer changes nothing."""
     call = next((c for c in state.steps[-1].calls if c.call.call_id == body.call_id), None)
     asked = call.approval if call is not None else None
-    if asked is None or asked.approval_id != body.approval_id or call.answer is not None:
+    if call is None or asked is None or asked.approval_id != body.approval_id or call.answer is not None:
         return state
     status = CallStatus.ALLOWED if body.decision.startswith("allow") else CallStatus.DENIED
     return _set_call(state, body.call_id, TurnStatus.RUNNING, status=status, answer=body)
@@ -296,7 +296,9 @@ def _set_call(
         replace(call, **changes) if call.call.call_id == call_id else call  # type: ignore[arg-type]
         for call in step.calls
     )
-    return replace(_with_step(state, replace(step, calls=calls)), status=_status(calls, turn_status))
+    return replace(
+        _with_step(state, replace(step, calls=calls)), status=_status(calls, turn_status)
+    )
 
 
 def _status(calls: tuple[CallState, ...], otherwise: TurnStatus) -> TurnStatus:

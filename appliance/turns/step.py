@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -42,6 +42,7 @@ from appliance.turns.prompt import Fitted, estimate_tokens, fit
 from appliance.turns.state import CallModel, TurnState
 from appliance.types import (
     Completion,
+    Delta,
     GenerateRequest,
     ImageBlock,
     Label,
@@ -353,7 +354,7 @@ class Steps:
         fitted: Fitted,
         request: GenerateRequest,
         lease: Lease,
-    ) -> AsyncIterator[object]:
+    ) -> AsyncGenerator[Delta | Completion, None]:
         """The engine's stream, with money reserved before it and settled after it."""
         prices = getattr(self._config().models[target], "prices", None)
         if prices is None:
@@ -379,12 +380,12 @@ class Steps:
             await hold.release()
 
     async def _listen(
-        self, turn: LiveTurn, step: int, items: AsyncIterator[object], lease: Lease
+        self, turn: LiveTurn, step: int, items: AsyncIterator[Delta | Completion], lease: Lease
     ) -> Completion:
         async for item in items:
             if isinstance(item, Completion):
                 return item
-            turn.say(step, item)  # type: ignore[arg-type]
+            turn.say(step, item)
             if lease.preempted.is_set():
                 raise _Preempted("a more urgent step needed the slot")
         raise CutStream(f"{lease.model} ended its answer without its proper end")
@@ -401,7 +402,9 @@ class Steps:
         if model is None or not isinstance(error, EngineError):
             return -1
         details = error.details
-        failure = retry.classify(details.get("status"), details.get("type"), details.get("error_code"))
+        failure = retry.classify(
+            details.get("status"), details.get("type"), details.get("error_code")
+        )
         if not error.retryable and "status" not in details:
             return -1
         self._health.failed(target, failure, error.message)
@@ -550,9 +553,7 @@ def _refused(outcome: NoRoute) -> Refused:
     )
 
 
-def _attempt_failed(
-    step: int, attempt: int, target: str, error: ApplianceError
-) -> ev.StepFailed:
+def _attempt_failed(step: int, attempt: int, target: str, error: ApplianceError) -> ev.StepFailed:
     return ev.StepFailed(step=step, attempt=attempt, target=target, error=error.to_json())
 
 
@@ -594,4 +595,3 @@ def _compacted(step: int, target: str, fitted: Fitted, window: int) -> ev.Histor
         prompt_tokens_after=fitted.prompt_tokens,
         window_tokens=window,
     )
-

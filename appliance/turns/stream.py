@@ -159,4 +159,3 @@ def delta_to_json(turn_id: str, step: int, delta: Delta) -> Item:
         case Progress(stage=stage, done=done, total=total):
             item |= {"type": "progress", "stage": stage, "done": done, "total": total}
     return item
-
