@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.engines.llamacpp.params import LlamaCppParams
+from appliance.engines.llamacpp.vocab import Vocab
 
 BINDING_VERSION: Final = "0.3.36"
 
@@ -34,7 +35,6 @@ KV_TYPES: Final = {
     "bf16": 30,
 }
 MAX_SEQUENCES: Final = 256  # llama-cparams.h, LLAMA_MAX_SEQ
-MAX_PIECE_BYTES: Final = 512
 
 Floats = npt.NDArray[np.float32]
 
@@ -143,8 +143,7 @@ class Model:
         self.handle = lib.llama_model_load_from_file(str(params.model_path).encode(), wanted)
         if not self.handle:
             raise LoadError(f"llama.cpp cannot load {params.model_path}")
-        self.vocab = lib.llama_model_get_vocab(self.handle)
-        self.n_vocab: int = lib.llama_vocab_n_tokens(self.vocab)
+        self.vocab = Vocab(self.handle)
         self.n_embd: int = lib.llama_model_n_embd(self.handle)
         self.trained_window: int = lib.llama_model_n_ctx_train(self.handle)
         self.window_cells: int = lib.llama_model_n_swa(self.handle)
@@ -154,9 +153,6 @@ class Model:
         )
         self.has_encoder: bool = lib.llama_model_has_encoder(self.handle)
         self.has_decoder: bool = lib.llama_model_has_decoder(self.handle)
-        self._pieces: list[bytes | None] = [None] * self.n_vocab
-        self._end_tokens: dict[int, bool] = {}
-        self._buffer = ctypes.create_string_buffer(MAX_PIECE_BYTES)
 
     def close(self) -> None:
         lib.llama_model_free(self.handle)
@@ -172,60 +168,6 @@ class Model:
         """The model's own Jinja source."""
         source = lib.llama_model_chat_template(self.handle, None)
         return None if source is None else source.decode("utf-8", "replace")
-
-    @property
-    def bos(self) -> int:
-        return int(lib.llama_vocab_bos(self.vocab))
-
-    @property
-    def eos(self) -> int:
-        return int(lib.llama_vocab_eos(self.vocab))
-
-    @property
-    def adds_bos(self) -> bool:
-        return bool(lib.llama_vocab_get_add_bos(self.vocab))
-
-    def tokenise(self, text: str, *, parse_special: bool, add_special: bool = False) -> list[int]:
-        """Tokens of `text`; control tokens are recognised only with `parse_special`."""
-        data = text.encode("utf-8", "replace")
-        room = len(data) + 8
-        while True:
-            tokens = (lib.llama_token * room)()
-            count = lib.llama_tokenize(
-                self.vocab, data, len(data), tokens, room, add_special, parse_special
-            )
-            if count >= 0:
-                return list(tokens[:count])
-            room = -count
-
-    def piece(self, token: int, *, special: bool = False) -> bytes:
-        """Bytes of a token; control tokens are empty unless `special`."""
-        if special:
-            return self._render(token, True)
-        known = self._pieces[token]
-        if known is None:
-            known = self._pieces[token] = self._render(token, False)
-        return known
-
-    def ends(self, token: int) -> bool:
-        """Whether the model means to stop with this token."""
-        known = self._end_tokens.get(token)
-        if known is None:
-            known = self._end_tokens[token] = bool(lib.llama_vocab_is_eog(self.vocab, token))
-        return known
-
-    def is_control(self, token: int) -> bool:
-        return bool(lib.llama_vocab_is_control(self.vocab, token))
-
-    def _render(self, token: int, special: bool) -> bytes:
-        size = lib.llama_token_to_piece(
-            self.vocab, token, self._buffer, MAX_PIECE_BYTES, 0, special
-        )
-        if size < 0:
-            big = ctypes.create_string_buffer(-size)
-            size = lib.llama_token_to_piece(self.vocab, token, big, -size, 0, special)
-            return big.raw[:size]
-        return self._buffer.raw[:size]
 
 
 class Adapter:
@@ -308,7 +250,7 @@ class Context:
         self.cells: int = lib.llama_n_ctx(self.handle)
         self.batch_tokens: int = lib.llama_n_batch(self.handle)
         self.pooling: int = lib.llama_pooling_type(self.handle)
-        self._n_vocab = model.n_vocab
+        self._n_vocab = model.vocab.size
         self._n_embd = model.n_embd
 
     def close(self) -> None:

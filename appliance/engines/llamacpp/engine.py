@@ -110,6 +110,7 @@ class LlamaCppEngine:
             context_window=self._params.context_window,
             slots=self._params.slots,
             supports_tools=not self._params.embeddings,
+            supports_thinking=ready["supports_thinking"],
             supports_embeddings=self._params.embeddings,
             model_hash=ready.get("model_hash", ""),
             load_seconds=ready["load_seconds"],

@@ -27,7 +27,6 @@ class Generation:
     prepared: Prepared
     arrival: int
     received_s: float
-    max_tokens: int
     tokens: list[int] = field(init=False)
     sampler: Sampler | None = None
     sequence: int = -1
@@ -65,8 +64,8 @@ class Generation:
 
     def take(self, piece: bytes) -> tuple[list[Delta], str | None]:
         """Deltas to show for one token's bytes, and the stop string it completed."""
-        shown, stop = self.text.feed(piece)
-        return self.prepared.parser.feed(shown), stop
+        shown, stop = self.text.feed(piece, scans=self.prepared.parser.in_text)
+        return (self.prepared.parser.feed(shown) if shown else []), stop
 
     def complete(
         self, reason: StopReason, stop: str | None, now_s: float
@@ -76,7 +75,7 @@ class Generation:
         deltas: list[Delta] = []
         if stop is None:
             rest, stop = self.text.finish()
-            deltas = self.prepared.parser.feed(rest)
+            deltas = self.prepared.parser.feed(rest) if rest else []
             if stop is not None:
                 reason = StopReason.STOP_SEQUENCE
         last_deltas, message, reason = self.prepared.parser.finish(reason)

@@ -13,16 +13,12 @@ from typing import Protocol
 from appliance.engines.llamacpp.binding import Adapter, Batch, Context, Model
 from appliance.engines.llamacpp.generation import Generation, now_s
 from appliance.engines.llamacpp.kv_cache import KvCache
-from appliance.engines.llamacpp.planner import Limits, Runnable, plan_step
+from appliance.engines.llamacpp.planner import Pace, Runnable, StepPlan, plan_step
 from appliance.engines.llamacpp.sampling import Sampler, logprob_of, settle
 from appliance.errors import ApplianceError, DeadlineExceeded, EngineError
 from appliance.types import Completion, Delta, Progress, StopReason
 
 log = logging.getLogger(__name__)
-
-PROMPT_TOKENS_BESIDE_STREAMS = 128
-"""Prompt tokens put beside running streams in one step: a stream's step then costs a few times
-its usual time, not fifty times."""
 
 
 class Sink(Protocol):
@@ -45,7 +41,6 @@ class Loop:
         cache: KvCache,
         *,
         slots: int,
-        context_window: int,
         step_tokens: int,
         adapters: dict[str, Adapter],
         sink: Sink,
@@ -54,8 +49,8 @@ class Loop:
         self._context = context
         self._batch = Batch(context.batch_tokens)
         self._slots = slots
-        self._window = context_window
-        self._limits = Limits(step_tokens, min(PROMPT_TOKENS_BESIDE_STREAMS, step_tokens))
+        self._step_tokens = step_tokens
+        self._pace = Pace()
         self._adapters = adapters
         self._adapter: str | None = None
         self._sink = sink
@@ -86,13 +81,40 @@ class Loop:
         """At most one decode."""
         self._expire()
         self._admit()
-        plan = plan_step([self._runnable(g) for g in self._running.values()], self._limits)
+        plan = plan_step(
+            [self._runnable(g) for g in self._running.values()],
+            self._pace.limits(self._step_tokens),
+        )
         if plan is None:
             return
         self._steps += 1
         if plan.adapter != self._adapter:
             self._context.use_adapter(self._adapters[plan.adapter] if plan.adapter else None)
             self._adapter = plan.adapter
+        outputs = self._fill(plan)
+        started_s = now_s()
+        status = self._context.decode(self._batch)
+        if status == 1:
+            self._make_room()
+            return
+        if status != 0:
+            raise EngineError(f"llama_decode failed with status {status}")
+        if not any(generation.is_streaming for generation, _ in outputs):
+            tokens = sum(grant.tokens for grant in plan.grants)
+            self._pace = self._pace.seen(tokens, now_s() - started_s)
+        self._advance(plan)
+        for generation, index in outputs:
+            self._draw(generation, index)
+
+    def close(self) -> None:
+        """Stop all, keep (parked) what they had computed."""
+        for generation in list(self._running.values()):
+            self._leave(generation)
+        self._cache.close()
+        self._batch.close()
+
+    def _fill(self, plan: StepPlan) -> list[tuple[Generation, int]]:
+        """Put the plan into the batch; returns whose next token is drawn at which index."""
         self._batch.clear()
         outputs: list[tuple[Generation, int]] = []
         for grant in plan.grants:
@@ -107,12 +129,10 @@ class Loop:
             )
             if is_last:
                 outputs.append((generation, index))
-        status = self._context.decode(self._batch)
-        if status == 1:
-            self._make_room()
-            return
-        if status != 0:
-            raise EngineError(f"llama_decode failed with status {status}")
+        return outputs
+
+    def _advance(self, plan: StepPlan) -> None:
+        """What was granted is in the cache now."""
         for grant in plan.grants:
             generation = self._running[grant.sequence]
             generation.n_past += grant.tokens
@@ -123,15 +143,6 @@ class Loop:
             if generation.pending_tokens:
                 progress = Progress("prefill", generation.n_past, generation.prompt_tokens)
                 self._sink.deltas(generation.request.request_id, [progress])
-        for generation, index in outputs:
-            self._draw(generation, index)
-
-    def close(self) -> None:
-        """Stop all, keep (parked) what they had computed."""
-        for generation in list(self._running.values()):
-            self._leave(generation)
-        self._cache.close()
-        self._batch.close()
 
     def _runnable(self, generation: Generation) -> Runnable:
         return Runnable(
@@ -167,38 +178,64 @@ class Loop:
         generation.sequence, generation.n_past = sequence, in_kv
         self._running[sequence] = generation
         if generation.sampler is None:
-            generation.sampler = Sampler(self._model, settle(generation.request.sampling))
+            generation.sampler = Sampler(self._model.vocab, settle(generation.request.sampling))
             generation.cached_tokens = in_kv
             generation.started_s = now_s()
 
     def _draw(self, generation: Generation, index: int) -> None:
-        """Sample the next token of a sequence whose known tokens are all in the cache."""
-        assert generation.sampler is not None
-        token = generation.sampler.draw(self._context, index)
+        """Sample the next token of a sequence whose known tokens are all in the cache, and append
+        what the constraint then leaves no choice about."""
+        sampler, constraint = generation.sampler, generation.prepared.constraint
+        assert sampler is not None
         if generation.output_tokens == 0:
             generation.first_token_s = now_s()
+            for token in constraint.forced_tokens() if constraint is not None else ():
+                sampler.accept(token)
+                if not self._append(generation, token):
+                    return
+            if generation.output_tokens:
+                return
+        token = sampler.draw(self._context, index, constraint)
         alternatives = generation.request.sampling.logprobs
         if alternatives is not None:
             logits = self._context.logits(index)
-            generation.logprobs.append(logprob_of(self._model, logits, token, alternatives))
+            generation.logprobs.append(logprob_of(self._model.vocab, logits, token, alternatives))
+        if not self._append(generation, token) or constraint is None:
+            return
+        for token in constraint.forced_tokens():
+            sampler.accept(token)
+            if not self._append(generation, token):
+                return
+
+    def _append(self, generation: Generation, token: int) -> bool:
+        """Take one token into the answer; False when the answer is finished by it."""
         generation.tokens.append(token)
         generation.output_tokens += 1
-        if self._model.ends(token):
+        constraint = generation.prepared.constraint
+        if constraint is not None:
+            constraint.accept(token)
+        if token in self._model.vocab.end_ids:
             self._finish(generation, StopReason.END_TURN, None)
-            return
-        deltas, stop = generation.take(self._model.piece(token))
+            return False
+        deltas, stop = generation.take(self._model.vocab.piece(token))
         if deltas:
             self._sink.deltas(generation.request.request_id, deltas)
         if stop is not None:
             self._finish(generation, StopReason.STOP_SEQUENCE, stop)
-        elif (
-            generation.output_tokens >= generation.max_tokens
-            or len(generation.tokens) >= self._window
-        ):
+        elif constraint is not None and constraint.is_complete:
+            self._finish(generation, StopReason.END_TURN, None)
+        elif generation.output_tokens >= generation.prepared.max_tokens:
             self._finish(generation, StopReason.MAX_TOKENS, None)
+        else:
+            return True
+        return False
 
     def _finish(self, generation: Generation, reason: StopReason, stop: str | None) -> None:
-        deltas, completion = generation.complete(reason, stop, now_s())
+        try:
+            deltas, completion = generation.complete(reason, stop, now_s())
+        except ApplianceError as error:
+            self._fail(generation, error)
+            return
         self._leave(generation)
         if deltas:
             self._sink.deltas(generation.request.request_id, deltas)

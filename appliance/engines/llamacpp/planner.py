@@ -6,6 +6,9 @@ are what can hurt: a long one put in whole makes every stream wait for it. So pr
 left of a token budget, which is small while anything streams and a whole micro-batch while
 nothing does. Within it: the more urgent first, then the older; no prompt overtakes an equal.
 
+How many tokens that is depends on the machine (a CPU reads a hundred a second, a GPU ten
+thousand), so the budget is meant in seconds and `Pace` turns it into tokens by what it has seen.
+
 A decode runs under one LoRA adapter (it is set on the context), so a plan holds sequences of one
 adapter: that of the sequence served longest ago among the most urgent.
 """
@@ -35,10 +38,12 @@ class Runnable:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Tokens in one decode at most, and of them prompt tokens while any sequence streams."""
+    """Tokens in one decode at most; of them prompt tokens while any sequence streams, and while
+    none does."""
 
     step_tokens: int
     prompt_tokens_beside_streams: int
+    prompt_tokens_alone: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,39 @@ class StepPlan:
     grants: tuple[Grant, ...]
 
 
+SECONDS_BESIDE_STREAMS = 0.1
+"""What a running stream's step may be lengthened by for other people's prompts."""
+SECONDS_ALONE = 1.0
+"""What one decode of prompts alone may take: a cancel waits this long, and so does a newcomer."""
+LEAST_PROMPT_TOKENS = 16
+"""However slow the machine: below it a pass over the weights carries almost nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Prompt tokens per second as seen so far, a running mean that forgets; None before the first
+    prompt."""
+
+    tokens_per_s: float | None = None
+
+    def seen(self, tokens: int, seconds: float) -> Pace:
+        """With one more decode of `tokens` prompt tokens taken in."""
+        rate = tokens / max(seconds, 1e-6)
+        return Pace(rate if self.tokens_per_s is None else 0.8 * self.tokens_per_s + 0.2 * rate)
+
+    def limits(self, step_tokens: int) -> Limits:
+        """Budgets for the next decode, of which the batch holds `step_tokens` at most."""
+        if self.tokens_per_s is None:
+            return Limits(step_tokens, min(LEAST_PROMPT_TOKENS, step_tokens), step_tokens)
+
+        def tokens_in(seconds: float) -> int:
+            assert self.tokens_per_s is not None
+            wanted = max(LEAST_PROMPT_TOKENS, int(self.tokens_per_s * seconds))
+            return min(wanted, step_tokens)
+
+        return Limits(step_tokens, tokens_in(SECONDS_BESIDE_STREAMS), tokens_in(SECONDS_ALONE))
+
+
 def plan_step(runnable: Sequence[Runnable], limits: Limits) -> StepPlan | None:
     """The next decode, or None when nothing can run.
 
@@ -68,9 +106,8 @@ def plan_step(runnable: Sequence[Runnable], limits: Limits) -> StepPlan | None:
     streams = sorted((r for r in group if r.is_streaming), key=_urgency)
     prompts = sorted((r for r in group if not r.is_streaming), key=_urgency)
     grants = [Grant(r.sequence, 1) for r in streams[: limits.step_tokens]]
-    room = limits.step_tokens - len(grants)
-    if grants:
-        room = min(room, limits.prompt_tokens_beside_streams)
+    budget = limits.prompt_tokens_beside_streams if grants else limits.prompt_tokens_alone
+    room = min(budget, limits.step_tokens - len(grants))
     for prompt in prompts:
         if room <= 0:
             break

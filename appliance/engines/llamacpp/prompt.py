@@ -1,76 +1,96 @@
-"""From a request to tokens: what the loop needs to know of a prompt, prepared off its thread."""
+"""From a request to what the loop needs: tokens, stops, parser, constraint. Off the loop's thread.
+
+Used from the preparing thread alone. The constraints it compiles are then used by the loop's
+thread alone; the two share the factory's table of compiled grammars, whose single operations are
+atomic under the interpreter's lock.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import cached_property
 
-from appliance.engines.llamacpp.binding import Model
-from appliance.types import (
-    Delta,
-    GenerateRequest,
-    Message,
-    Role,
-    StopReason,
-    TextBlock,
-    TextDelta,
-    ToolSpec,
-    text_message,
-)
-
-
-class Parser(Protocol):
-    """Turns generated text into deltas and, at the end, into the message."""
-
-    def feed(self, text: str) -> list[Delta]: ...
-
-    def finish(self, reason: StopReason) -> tuple[list[Delta], Message, StopReason]: ...
+from appliance.engines.chat.constraint import Constraint, ConstraintFactory
+from appliance.engines.chat.parser import OutputParser
+from appliance.engines.chat.template import ChatTemplate
+from appliance.engines.chat.turnplan import plan
+from appliance.engines.llamacpp.prefix import common_length
+from appliance.engines.llamacpp.vocab import Vocab
+from appliance.errors import PromptTooLong
+from appliance.types import GenerateRequest, Message, Role, ToolSpec, text_message
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
+    """`max_tokens` fits the window. `stops` count in plain answer text only."""
+
     tokens: tuple[int, ...]
+    max_tokens: int
     stops: tuple[str, ...]
-    parser: Parser
+    parser: OutputParser
+    constraint: Constraint | None
     checkpoint: int = 0
     """Tokens after which the cache's state is worth keeping; 0 where it can be cut anyway."""
 
 
-class PlainParser:
-    """All text is the answer."""
-
-    def __init__(self) -> None:
-        self._pieces: list[str] = []
-
-    def feed(self, text: str) -> list[Delta]:
-        if not text:
-            return []
-        self._pieces.append(text)
-        return [TextDelta(text)]
-
-    def finish(self, reason: StopReason) -> tuple[list[Delta], Message, StopReason]:
-        text = "".join(self._pieces)
-        return [], text_message(Role.ASSISTANT, text), reason
-
-
 class Preparer:
-    """Renders and tokenises; used from one thread, which is not the loop's."""
+    """Renders, tokenises, compiles. `window` is the most tokens one sequence may hold;
+    `makes_checkpoints` is for models whose cache cannot be cut."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(
+        self, vocab: Vocab, template: ChatTemplate, *, window: int, makes_checkpoints: bool
+    ) -> None:
+        self._vocab = vocab
+        self._template = template
+        self._window = window
+        self._makes_checkpoints = makes_checkpoints
 
     def prepare(self, request: GenerateRequest) -> Prepared:
-        tokens = self.tokens(request.messages, request.tools)
-        return Prepared(tuple(tokens), request.sampling.stop, PlainParser())
-
-    def tokens(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> list[int]:
-        tokens: list[int] = []
-        for message in messages:
-            tokens += self._model.tokenise(
-                f"<|im_start|>{message.role.value}\n", parse_special=True
+        """Raises `BadRequest` and `PromptTooLong`; never cuts a prompt."""
+        planned = plan(self._template, request, today=date.today())
+        tokens = self._vocab.tokenise_segments(planned.segments, adds_bos=planned.adds_bos)
+        if len(tokens) >= self._window:
+            raise PromptTooLong(
+                f"prompt is too long: {len(tokens)} tokens > {self._window - 1} maximum",
+                hint="shorten the conversation, or raise the model's context_window",
+                details={"prompt_tokens": len(tokens), "maximum_tokens": self._window - 1},
             )
-            text = "".join(b.text for b in message.blocks if isinstance(b, TextBlock))
-            tokens += self._model.tokenise(text, parse_special=False)
-            tokens += self._model.tokenise("<|im_end|>\n", parse_special=True)
-        return tokens + self._model.tokenise("<|im_start|>assistant\n", parse_special=True)
+        room = self._window - len(tokens)
+        wanted = request.sampling.max_tokens
+        max_tokens = room if wanted is None else max(1, min(wanted, room))
+        constraint = None
+        if planned.constraint is not None:
+            constraint = self._constraints.compile(planned.constraint, max_tokens=max_tokens)
+        return Prepared(
+            tokens=tuple(tokens),
+            max_tokens=max_tokens,
+            stops=planned.stop,
+            parser=planned.parser,
+            constraint=constraint,
+            checkpoint=self._shared_beginning(request, tokens) if self._makes_checkpoints else 0,
+        )
+
+    def count(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> int:
+        """Prompt tokens of these messages and tools, generation prompt included."""
+        request = GenerateRequest("count", tuple(messages), tuple(tools))
+        planned = plan(self._template, request, today=date.today())
+        tokens = self._vocab.tokenise_segments(planned.segments, adds_bos=planned.adds_bos)
+        return len(tokens)
+
+    @cached_property
+    def _constraints(self) -> ConstraintFactory:
+        vocab = self._vocab
+        return ConstraintFactory(vocab.pieces, sorted(vocab.end_ids), vocab.special_ids)
+
+    def _shared_beginning(self, request: GenerateRequest, tokens: Sequence[int]) -> int:
+        """Where system prompt and tools end: as far as another question would share the prompt."""
+        system = tuple(m for m in request.messages[:1] if m.role is Role.SYSTEM)
+        if not system and not request.tools:
+            return 0
+        other = replace(request, messages=(*system, text_message(Role.USER, "?")))
+        planned = plan(self._template, other, today=date.today())
+        others = self._vocab.tokenise_segments(planned.segments, adds_bos=planned.adds_bos)
+        # One less: text that follows may still merge with the last token.
+        return max(0, common_length(others, tokens) - 1)

@@ -9,12 +9,15 @@ min-p, temperature, draw.
 from __future__ import annotations
 
 import secrets
+from ctypes import byref
 from dataclasses import dataclass
 
 import llama_cpp as lib
 import numpy as np
 
-from appliance.engines.llamacpp.binding import Context, Floats, Model
+from appliance.engines.chat.constraint import Constraint
+from appliance.engines.llamacpp.binding import Context, Floats
+from appliance.engines.llamacpp.vocab import Vocab
 from appliance.types import Sampling, TokenLogprob
 
 DEFAULT_TEMPERATURE = 0.7
@@ -70,26 +73,76 @@ def settle(sampling: Sampling) -> Settled:
 
 
 class Sampler:
-    """Draws the tokens of one sequence; `close` frees the C chain."""
+    """Draws the tokens of one sequence; `close` frees the C chain.
 
-    def __init__(self, model: Model, settled: Settled) -> None:
+    Under a constraint it draws first and asks about that one token; only when it is refused does
+    it build the mask and draw again among what is allowed. (A grammar as the first link of the
+    chain would test the whole vocabulary for every token: 26 ms instead of 0.25, measured.)
+    """
+
+    def __init__(self, vocab: Vocab, settled: Settled) -> None:
         self._greedy = settled.is_plain_greedy
-        self._chain = None if self._greedy else _build_chain(model, settled)
+        self._chain = None if self._greedy else _build_chain(vocab, settled)
 
-    def draw(self, context: Context, index: int) -> int:
-        """A token by the logits at batch index `index`, and accept it."""
+    def draw(self, context: Context, index: int, constraint: Constraint | None) -> int:
+        """A token by the logits at batch index `index`. The chain has accepted it, the constraint
+        has not yet."""
         if self._chain is None:
-            return int(context.logits(index).argmax())
-        # llama_sampler_sample accepts what it draws.
-        return int(lib.llama_sampler_sample(self._chain, context.handle, index))
+            return _greedy(context.logits(index), constraint)
+        if constraint is None:
+            # llama_sampler_sample accepts what it draws.
+            return int(lib.llama_sampler_sample(self._chain, context.handle, index))
+        logits = context.logits(index)
+        token = self._apply(logits)
+        if not constraint.check(token):
+            token = self._apply(_masked(logits, constraint))
+        lib.llama_sampler_accept(self._chain, token)
+        return token
+
+    def accept(self, token: int) -> None:
+        """A token that was not drawn but forced; penalties must know of it."""
+        if self._chain is not None:
+            lib.llama_sampler_accept(self._chain, token)
 
     def close(self) -> None:
         if self._chain is not None:
             lib.llama_sampler_free(self._chain)
             self._chain = None
 
+    def _apply(self, logits: Floats) -> int:
+        """Run the chain over these logits without accepting."""
+        candidates = np.zeros(len(logits), dtype=_CANDIDATE)
+        candidates["id"] = np.arange(len(logits), dtype=np.int32)
+        candidates["logit"] = logits
+        array = lib.llama_token_data_array(
+            data=candidates.ctypes.data_as(lib.llama_token_data_p),
+            size=len(candidates),
+            selected=-1,
+            sorted=False,
+        )
+        lib.llama_sampler_apply(self._chain, byref(array))
+        return int(array.data[array.selected].id)
 
-def _build_chain(model: Model, settled: Settled) -> object:
+
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+"""llama_token_data of llama.h."""
+
+
+def _greedy(logits: Floats, constraint: Constraint | None) -> int:
+    token = int(logits.argmax())
+    if constraint is not None and not constraint.check(token):
+        token = int(_masked(logits, constraint).argmax())
+    return token
+
+
+def _masked(logits: Floats, constraint: Constraint) -> Floats:
+    """A copy with everything forbidden at minus infinity."""
+    bits = np.unpackbits(constraint.mask().view(np.uint8), bitorder="little")
+    allowed = bits[: len(logits)].view(bool)
+    return np.where(allowed, logits, np.float32(-np.inf))
+
+
+def _build_chain(vocab: Vocab, settled: Settled) -> object:
     chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
 
     def add(sampler: object) -> None:
@@ -99,11 +152,11 @@ def _build_chain(model: Model, settled: Settled) -> object:
         biases = (lib.llama_logit_bias * len(settled.logit_bias))()
         for entry, (token, bias) in zip(biases, settled.logit_bias, strict=True):
             entry.token, entry.bias = token, bias
-        add(lib.llama_sampler_init_logit_bias(model.n_vocab, len(biases), biases))
+        add(lib.llama_sampler_init_logit_bias(vocab.size, len(biases), biases))
     if (settled.repeat_penalty, settled.frequency_penalty, settled.presence_penalty) != (1, 0, 0):
         add(
             lib.llama_sampler_init_penalties(
-                model.n_vocab,
+                vocab.size,
                 PENALTY_WINDOW_TOKENS,
                 settled.repeat_penalty,
                 settled.frequency_penalty,
@@ -124,19 +177,18 @@ def _build_chain(model: Model, settled: Settled) -> object:
     return chain
 
 
-def logprob_of(model: Model, logits: Floats, token: int, alternatives: int) -> TokenLogprob:
+def logprob_of(vocab: Vocab, logits: Floats, token: int, alternatives: int) -> TokenLogprob:
     """Natural-log probability of `token` under the model itself (before temperature), and the
     `alternatives` likeliest tokens with theirs."""
     peak = float(logits.max())
     total = peak + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
-
-    def text(which: int) -> str:
-        return model.piece(which, special=True).decode("utf-8", "replace")
 
     top: tuple[tuple[str, float], ...] = ()
     if alternatives > 0:
         count = min(alternatives, len(logits))
         likeliest = np.argpartition(logits, -count)[-count:]
         likeliest = likeliest[np.argsort(-logits[likeliest])]
-        top = tuple((text(int(which)), float(logits[which]) - total) for which in likeliest)
-    return TokenLogprob(text(token), float(logits[token]) - total, top)
+        top = tuple(
+            (vocab.text_of(int(which)), float(logits[which]) - total) for which in likeliest
+        )
+    return TokenLogprob(vocab.text_of(token), float(logits[token]) - total, top)

@@ -54,9 +54,13 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._scanner = StopScanner(stops)
 
-    def feed(self, piece: bytes) -> tuple[str, str | None]:
-        """As `StopScanner.feed`, for the bytes of one token."""
-        return self._scanner.feed(self._decoder.decode(piece))
+    def feed(self, piece: bytes, *, scans: bool) -> tuple[str, str | None]:
+        """As `StopScanner.feed`, for the bytes of one token. Where stop strings do not count
+        (reasoning, arguments of a call), `scans` is False and all text passes."""
+        text = self._decoder.decode(piece)
+        if scans:
+            return self._scanner.feed(text)
+        return self._scanner.flush() + text, None
 
     def finish(self) -> tuple[str, str | None]:
         """The held-back rest; a character cut in the middle becomes U+FFFD."""

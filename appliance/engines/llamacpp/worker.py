@@ -14,9 +14,10 @@ import select
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
+from appliance.engines.chat.template import ChatTemplate
 from appliance.engines.llamacpp import codec, frames
 from appliance.engines.llamacpp.binding import (
     BINDING_VERSION,
@@ -36,8 +37,8 @@ from appliance.engines.llamacpp.parked_file import model_key
 from appliance.engines.llamacpp.parking import ParkingLot
 from appliance.engines.llamacpp.prompt import Preparer
 from appliance.engines.llamacpp.sequences import MemoryKind
-from appliance.errors import ApplianceError, BadRequest, EngineError, ModelBroken, PromptTooLong
-from appliance.types import Completion, Delta, GenerateRequest
+from appliance.errors import ApplianceError, BadRequest, EngineError, ModelBroken
+from appliance.types import Completion, Delta
 from appliance.wire import native
 
 READ_BYTES = 1 << 16
@@ -130,11 +131,13 @@ class Reporter:
 class Worker:
     """Frames to calls. `run` returns when the daemon says stop or goes away."""
 
-    def __init__(self, channel: Channel, params: LlamaCppParams, model: Model, loop: Loop) -> None:
+    def __init__(
+        self, channel: Channel, loop: Loop, preparer: Preparer, adapters: Collection[str]
+    ) -> None:
         self._channel = channel
-        self._params = params
         self._loop = loop
-        self._preparer = Preparer(model)
+        self._preparer = preparer
+        self._adapters = adapters
         self._to_prepare: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._prepared: queue.SimpleQueue[Generation] = queue.SimpleQueue()
         self._cancelled: set[str] = set()
@@ -201,33 +204,15 @@ class Worker:
         if frame["type"] == "count":
             messages = native.messages_from_json(frame["messages"])
             tools = tuple(native.tool_from_json(tool) for tool in frame["tools"])
-            count = len(self._preparer.tokens(messages, tools))
+            count = self._preparer.count(messages, tools)
             self._channel.send({"type": "counted", "id": frame["id"], "tokens": count})
             return
         request = codec.request_from_json(frame["request"])
-        self._prepared.put(self._generation(request, frame["arrival"], frame["received_s"]))
-        self._channel.wake()
-
-    def _generation(self, request: GenerateRequest, arrival: int, received_s: float) -> Generation:
-        if request.adapter is not None and request.adapter not in self._params.adapters:
+        if request.adapter is not None and request.adapter not in self._adapters:
             raise BadRequest(f"adapter {request.adapter!r} is not configured for this model")
         prepared = self._preparer.prepare(request)
-        window = min(self._params.context_window, self._params.total_kv_tokens)
-        if len(prepared.tokens) >= window:
-            raise PromptTooLong(
-                f"prompt is too long: {len(prepared.tokens)} tokens > {window - 1} maximum",
-                hint="shorten the conversation, or raise the model's context_window",
-                details={"prompt_tokens": len(prepared.tokens), "maximum_tokens": window - 1},
-            )
-        room = window - len(prepared.tokens)
-        wanted = request.sampling.max_tokens
-        return Generation(
-            request=request,
-            prepared=prepared,
-            arrival=arrival,
-            received_s=received_s,
-            max_tokens=room if wanted is None else max(1, min(wanted, room)),
-        )
+        self._prepared.put(Generation(request, prepared, frame["arrival"], frame["received_s"]))
+        self._channel.wake()
 
     def _refuse(self, frame: dict[str, Any], error: ApplianceError) -> None:
         self._channel.send({"type": "failed", "id": frame["id"], "error": error.to_json()})
@@ -271,9 +256,24 @@ def main() -> int:
     try:
         model, context = load(params, channel.send)
         adapters = {name: Adapter(model, path) for name, path in params.adapters.items()}
+        vocab = model.vocab
+        template = ChatTemplate(
+            params.chat_template or model.chat_template or "",
+            bos_token=vocab.text_of(vocab.bos),
+            eos_token=vocab.text_of(vocab.eos),
+        )
     except LoadError as error:
         channel.send({"type": "broken", "error": ModelBroken(str(error)).to_json()})
         return 1
+    except ModelBroken as error:
+        channel.send({"type": "broken", "error": error.to_json()})
+        return 1
+    preparer = Preparer(
+        vocab,
+        template,
+        window=min(params.context_window, context.cells),
+        makes_checkpoints=model.is_recurrent or model.window_cells > 0,
+    )
     reporter = Reporter(channel)
     key = model_key(params.model_path, BINDING_VERSION, params.kv_type)
     cache = KvCache(
@@ -292,7 +292,6 @@ def main() -> int:
         context,
         cache,
         slots=params.slots,
-        context_window=params.context_window,
         step_tokens=params.ubatch_tokens,
         adapters=adapters,
         sink=reporter,
@@ -302,6 +301,7 @@ def main() -> int:
             "type": "ready",
             "model_hash": key,
             "load_seconds": now_s() - started_s,
+            "supports_thinking": template.traits.thinking_switch,
             "details": {
                 "description": model.description,
                 "kv_tokens": context.cells,
@@ -312,7 +312,7 @@ def main() -> int:
             },
         }
     )
-    Worker(channel, params, model, loop).run(reporter)
+    Worker(channel, loop, preparer, adapters).run(reporter)
     loop.close()
     context.close()
     model.close()
