@@ -1,0 +1,1 @@
+"""The native tool-call formats, siblings of one protocol, recognised by what a template renders."""

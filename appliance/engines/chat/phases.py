@@ -1,0 +1,303 @@
+"""The stretches of an answer, each under one rule, and which follows which.
+
+    _Free ──trigger──▶ _Grammar(header) ──name──▶ _Grammar(arguments and tail) ──next name──▶ …
+    _Until(end of reasoning) ──▶ _Grammar(header, or the whole answer)
+
+A phase ends only where its grammar ends, so no token reaches from one grammar into the next; only a
+trigger in free text may share a token with what follows it, and that rest is fed byte by byte.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Protocol
+
+import numpy as np
+from llguidance import LLMatcher
+from numpy.typing import NDArray
+
+from appliance.engines.chat.closing import way_out
+from appliance.engines.chat.compiler import GrammarCompiler
+from appliance.engines.chat.freetext import Called, FreeReader, FreeText
+from appliance.engines.chat.grammar import GrammarWriter, header_end
+from appliance.engines.chat.schema import growth_per_token
+from appliance.engines.chat.spec import CallMode, ConstraintSpec
+from appliance.engines.chat.syntax import ArgumentStyle, CallSyntax
+from appliance.engines.chat.vocabulary import Vocabulary
+from appliance.errors import EngineError
+from appliance.types import ToolSpec
+
+CALLS_LIMIT = 16
+"""Calls in one turn; a model that wants more asks again in its next."""
+
+_TAG_EXITS = (b"\n</parameter>\n", b"</function>")
+
+
+class Phase(Protocol):
+    """Immutable for `allows`, `mask`, `way` and `way_after`; `after` consumes it."""
+
+    @property
+    def may_end(self) -> bool:
+        """An end token may come now."""
+        ...
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing but an end token may come."""
+        ...
+
+    @property
+    def growth(self) -> int:
+        """Tokens that one more token can add to the way out."""
+        ...
+
+    def allows(self, token: int) -> bool: ...
+
+    def mask(self) -> NDArray[np.uint32]: ...
+
+    def after(self, token: int) -> Phase: ...
+
+    def way(self) -> list[int] | None:
+        """Tokens that finish the turn; None if no way is known."""
+        ...
+
+    def way_after(self, token: int) -> list[int] | None: ...
+
+
+class Turn:
+    """What a turn may contain."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        writer: GrammarWriter,
+        compiler: GrammarCompiler,
+        spec: ConstraintSpec,
+    ) -> None:
+        self.vocabulary = vocabulary
+        self.spec = spec
+        self.reader = FreeReader(spec.framing, spec.syntax)
+        self._writer = writer
+        self._compiler = compiler
+        self._by_name = {tool.name: tool for tool in spec.tools}
+        self._calls = 0
+        syntax = spec.syntax
+        self._header_end = header_end(syntax, spec.tools) if syntax is not None else None
+        self._last_controls = writer.controls(syntax.last) if syntax is not None else ()
+
+    def beginning(self) -> Phase:
+        if self.spec.mode is CallMode.AUTO:
+            return _Free(self, self.reader.beginning)
+        if self.spec.framing.starts_thinking:
+            return _Until(self)
+        return self.demanded(after_thinking=False)
+
+    def demanded(self, *, after_thinking: bool) -> _Grammar:
+        """The grammar of an answer that must be a call, or valid against a schema."""
+        spec, writer, think = self.spec, self._writer, self.spec.framing.think
+        resume = think.resume if think is not None and after_thinking else ""
+        if spec.mode is CallMode.REQUIRED:
+            rule, rules = writer.header(resume + self._syntax.first, self._syntax, spec.tools)
+        else:
+            assert spec.response_schema is not None
+            rule, rules = writer.answer(resume + spec.framing.answer, spec.response_schema)
+        if after_thinking:
+            rule = f"/[ \\n]{{0,3}}/ {rule}"
+        elif spec.thinking and think is not None:
+            rule = f"{writer.literal(think.open)} | {rule}"
+        growth = 1 if spec.response_schema is None else growth_per_token(spec.response_schema)
+        return _Grammar(self, self._matcher(rule, rules), growth)
+
+    def called(self) -> _Grammar:
+        """The header after a trigger in free text."""
+        rule, rules = self._writer.header(self._syntax.after_trigger, self._syntax, self.spec.tools)
+        return _Grammar(self, self._matcher(rule, rules), 1)
+
+    def following(self, text: bytes) -> Phase | None:
+        """The phase that begins when a grammar is satisfied by `text`; None while it may go on."""
+        think = self.spec.framing.think
+        if think is not None and text == think.open.encode():
+            return _Until(self)
+        tool = self._named(text)
+        if tool is None:
+            return None
+        self._calls += 1
+        more = self.spec.parallel and self._calls < CALLS_LIMIT
+        return self._call(tool, self.spec.tools if more else ())
+
+    def way(self, matcher: LLMatcher, text: bytes) -> list[int] | None:
+        """Out of a grammar, and where that ends in a header, out of the call it begins."""
+        tags = self.spec.syntax is not None and self.spec.syntax.style is ArgumentStyle.TAGS
+        out = way_out(
+            matcher,
+            self.vocabulary,
+            exits=_TAG_EXITS if tags else (),
+            preferred=self._last_controls,
+        )
+        if out is None:
+            return None
+        text += b"".join(self.vocabulary.tokens[token] for token in out)
+        tool = self._named(text)
+        if tool is None:
+            return out
+        rest = self._call(tool, ()).way()
+        return None if rest is None else out + rest
+
+    def _call(self, tool: ToolSpec, others: tuple[ToolSpec, ...]) -> _Grammar:
+        rule, rules = self._writer.call(tool, self._syntax, others)
+        return _Grammar(self, self._matcher(rule, rules), growth_per_token(tool.input_schema))
+
+    def _named(self, text: bytes) -> ToolSpec | None:
+        match = self._header_end.search(text) if self._header_end is not None else None
+        return None if match is None else self._by_name[match["name"].decode()]
+
+    def _matcher(self, rule: str, rules: str) -> LLMatcher:
+        return self._compiler.matcher(f'%llguidance {{"no_forcing": true}}\nstart: {rule}\n{rules}')
+
+    @property
+    def _syntax(self) -> CallSyntax:
+        assert self.spec.syntax is not None
+        return self.spec.syntax
+
+
+class _Free:
+    """Text without any constraint, until a call begins. It may end at any time: its way is none."""
+
+    may_end = True
+    is_over = False
+    growth = 0
+
+    def __init__(self, turn: Turn, state: FreeText) -> None:
+        self._turn = turn
+        self._state = state
+
+    def allows(self, token: int) -> bool:
+        return self._next(token) is not None
+
+    def mask(self) -> NDArray[np.uint32]:
+        vocabulary = self._turn.vocabulary
+        words = vocabulary.everything.copy()
+        for token in range(vocabulary.size):
+            piece = vocabulary.tokens[token]
+            if piece and isinstance(self._turn.reader.step(self._state, piece), Called):
+                if not self.allows(token):
+                    words[token >> 5] &= ~np.uint32(1 << (token & 31))
+        return words
+
+    def after(self, token: int) -> Phase:
+        following = self._next(token)
+        if following is None:
+            raise EngineError(f"token {token} begins a call that cannot be")
+        return following
+
+    def way(self) -> list[int]:
+        return []
+
+    def way_after(self, token: int) -> list[int] | None:
+        following = self._next(token)
+        return [] if following is None else following.way()
+
+    def _next(self, token: int) -> Phase | None:
+        step = self._turn.reader.step(self._state, self._turn.vocabulary.tokens[token])
+        if isinstance(step, FreeText):
+            return _Free(self._turn, step)
+        return self._turn.called().fed(step.rest)
+
+
+class _Until:
+    """Reasoning before a demanded answer: free until its closing mark."""
+
+    may_end = False
+    is_over = False
+    growth = 0
+
+    def __init__(self, turn: Turn, tail: bytes = b"") -> None:
+        think = turn.spec.framing.think
+        assert think is not None
+        self._turn = turn
+        self._mark = think.close.encode()
+        self._tail = tail
+
+    def allows(self, token: int) -> bool:
+        return self._next(token) is not None
+
+    def mask(self) -> NDArray[np.uint32]:
+        vocabulary = self._turn.vocabulary
+        words = vocabulary.everything.copy()
+        for token, piece in enumerate(vocabulary.tokens):
+            if self._mark in self._tail + piece and not self.allows(token):
+                words[token >> 5] &= ~np.uint32(1 << (token & 31))
+        return words
+
+    def after(self, token: int) -> Phase:
+        following = self._next(token)
+        if following is None:
+            raise EngineError(f"token {token} ends the reasoning with what cannot follow it")
+        return following
+
+    def way(self) -> list[int] | None:
+        close = self._turn.vocabulary.encode_with_controls(self._mark.decode())
+        rest = self._turn.demanded(after_thinking=True).way()
+        return None if close is None or rest is None else close + rest
+
+    def way_after(self, token: int) -> list[int] | None:
+        following = self._next(token)
+        return None if following is None else following.way()
+
+    def _next(self, token: int) -> Phase | None:
+        text = self._tail + self._turn.vocabulary.tokens[token]
+        before, mark, rest = text.partition(self._mark)
+        if not mark:
+            return _Until(self._turn, before[-len(self._mark) + 1 :])
+        return self._turn.demanded(after_thinking=True).fed(rest)
+
+
+class _Grammar:
+    """Under a grammar: a header up to its name, a call's arguments and tail, or a whole answer."""
+
+    def __init__(self, turn: Turn, matcher: LLMatcher, growth: int, text: bytes = b"") -> None:
+        self._turn = turn
+        self._matcher = matcher
+        self._text = text
+        self.growth = growth
+
+    @property
+    def may_end(self) -> bool:
+        return bool(self._matcher.is_accepting())
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self._matcher.is_stopped())
+
+    def allows(self, token: int) -> bool:
+        return bool(self._matcher.validate_tokens([token]) == 1)
+
+    def mask(self) -> NDArray[np.uint32]:
+        vocabulary = self._turn.vocabulary
+        return vocabulary.mask(self._matcher)[: vocabulary.words].copy()
+
+    def after(self, token: int) -> Phase:
+        if not self._matcher.consume_token(token):
+            raise EngineError(f"the grammar has no place for token {token}")
+        return self._settled(self._turn.vocabulary.tokens[token])
+
+    def fed(self, rest: bytes) -> Phase | None:
+        """After bytes that came with a trigger; None if they have no place here."""
+        if rest and not self._matcher.consume_tokens(self._turn.vocabulary.virtual(rest)):
+            return None
+        return self._settled(rest)
+
+    def way(self) -> list[int] | None:
+        return self._turn.way(self._matcher, self._text)
+
+    def way_after(self, token: int) -> list[int] | None:
+        ahead = self._matcher.deep_copy()
+        if not ahead.consume_token(token):
+            return None
+        return self._turn.way(ahead, self._text + self._turn.vocabulary.tokens[token])
+
+    def _settled(self, piece: bytes) -> Phase:
+        self._text += piece
+        if self._matcher.is_accepting():
+            return self._turn.following(self._text) or self
+        return self

@@ -1,0 +1,26 @@
+"""Finding marks in text that arrives in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def find_first(text: str, marks: Sequence[str]) -> tuple[int, str] | None:
+    """The earliest mark in `text` and its place; of two at one place, the longer."""
+    best: tuple[int, str] | None = None
+    for mark in marks:
+        at = text.find(mark)
+        if at >= 0 and (best is None or (at, -len(mark)) < (best[0], -len(best[1]))):
+            best = at, mark
+    return best
+
+
+def held_back(text: str, marks: Sequence[str]) -> int:
+    """How many characters at the end of `text` may be the beginning of a mark."""
+    longest = 0
+    for mark in marks:
+        for size in range(min(len(mark) - 1, len(text)), longest, -1):
+            if text.endswith(mark[:size]):
+                longest = size
+                break
+    return longest
