@@ -71,5 +71,14 @@ def find_paths(home: Path | None, environ: Mapping[str, str], uid: int | None = 
     )
 
 
+def client_socket(paths: Paths) -> Path:
+    """The socket a client should talk to: its own daemon's, else the system's if there is one.
+
+    So that whoever is in the group of an installed daemon needs no option to reach it.
+    """
+    system = Path("/run/appliance") / SOCKET_NAME
+    return system if not paths.socket.exists() and system.exists() else paths.socket
+
+
 def _below(config_dir: Path, state_dir: Path, models_dir: Path, run_dir: Path) -> Paths:
     return Paths(config_dir / CONFIG_NAME, state_dir, models_dir, run_dir / SOCKET_NAME)
