@@ -70,11 +70,11 @@ release_name() {
 
 install_user_and_folders() {
     [ $scope = user ] || getent passwd appliance >/dev/null ||
-        useradd --system --user-group --home-dir $state --shell /usr/sbin/nologin appliance
+        useradd --system --user-group --home-dir "$state" --shell /usr/sbin/nologin appliance
     if [ $scope = system ]; then
-        install -d -m 0755 $program $releases
-        install -d -m 0750 -o root -g appliance $config
-        install -d -m 0700 -o appliance -g appliance $state $models
+        install -d -m 0755 "$program" "$releases"
+        install -d -m 0750 -o root -g appliance "$config"
+        install -d -m 0700 -o appliance -g appliance "$state" "$models"
     else
         install -d -m 0755 "$program" "$releases" "$(dirname "$command")" "$(dirname "$unit")"
         install -d -m 0700 "$config" "$state" "$models"
@@ -102,9 +102,9 @@ install_release() { # NAME
 install_config() {
     local example=$REPOSITORY/config.toml
     if [ $scope = system ]; then
-        install -m 0640 -o root -g appliance "$example" $config/config.toml.example
-        [ -e $config/config.toml ] ||
-            install -m 0640 -o root -g appliance "$example" $config/config.toml
+        install -m 0640 -o root -g appliance "$example" "$config"/config.toml.example
+        [ -e "$config"/config.toml ] ||
+            install -m 0640 -o root -g appliance "$example" "$config"/config.toml
     else
         install -m 0600 "$example" "$config/config.toml.example"
         [ -e "$config/config.toml" ] || install -m 0600 "$example" "$config/config.toml"
@@ -118,7 +118,7 @@ install_model() {
     if [ $scope = system ]; then
         STATE_DIRECTORY=$state CONFIGURATION_DIRECTORY=$config \
             "$command" models fetch smollm2-135m-instruct-q4_1
-        chown -R appliance:appliance $models
+        chown -R appliance:appliance "$models"
     else
         "$command" models fetch smollm2-135m-instruct-q4_1
     fi
@@ -143,7 +143,7 @@ start_by_hand() {
     else
         printf 'install -d -m 0750 -o appliance -g appliance /run/appliance && '
         printf 'STATE_DIRECTORY=%s setpriv --reuid appliance --regid appliance --init-groups %s serve' \
-            $state $command
+            "$state" "$command"
     fi
 }
 
@@ -161,7 +161,7 @@ uninstall() {
     ! has_systemd || "${systemctl[@]}" daemon-reload
     [ "$(readlink "$command" 2>/dev/null)" != "$program/venv/bin/appliance" ] || rm -f "$command"
     rm -rf "$releases" "$program/venv"
-    [ $scope = user ] || rmdir --ignore-fail-on-non-empty $program 2>/dev/null || true
+    [ $scope = user ] || rmdir --ignore-fail-on-non-empty "$program" 2>/dev/null || true
     if [ $purge = yes ]; then
         rm -rf "$config" "$state" "$models"
         [ $scope = user ] || ! getent passwd appliance >/dev/null || userdel appliance
