@@ -121,6 +121,12 @@ class Log:
         for line in lines:
             self._write(line)
 
+    def flush(self) -> None:
+        """Write a last line that had no newline."""
+        if self._line:
+            self._write(self._line)
+            self._line = ""
+
 
 class Model:
     """Weights and vocabulary of one GGUF. `close` frees them."""
@@ -239,19 +245,29 @@ class Context:
         wanted.kv_unified = True
         wanted.embeddings = params.embeddings
         if params.embeddings:
+            # An encoder sees a text whole: it must fit one micro-batch.
             wanted.n_batch = wanted.n_ubatch = max(params.ubatch_tokens, params.context_window)
         else:
             # Unset it means n_batch rows of logits: half a GiB at a 262k vocabulary.
             wanted.n_outputs_max = sequences
-        self.handle = lib.llama_init_from_model(model.handle, wanted)
-        if not self.handle:
-            raise LoadError("llama.cpp cannot create the context (memory, or its parameters)")
+        self.handle = self._create(model, wanted)
+        if params.embeddings and lib.llama_pooling_type(self.handle) == lib.LLAMA_POOLING_TYPE_NONE:
+            lib.llama_free(self.handle)
+            wanted.pooling_type = lib.LLAMA_POOLING_TYPE_MEAN
+            self.handle = self._create(model, wanted)
         self.memory = lib.llama_get_memory(self.handle)
+        """None for an encoder without a cache."""
         self.cells: int = lib.llama_n_ctx(self.handle)
         self.batch_tokens: int = lib.llama_n_batch(self.handle)
-        self.pooling: int = lib.llama_pooling_type(self.handle)
         self._n_vocab = model.vocab.size
         self._n_embd = model.n_embd
+
+    @staticmethod
+    def _create(model: Model, wanted: Any) -> Any:
+        handle = lib.llama_init_from_model(model.handle, wanted)
+        if not handle:
+            raise LoadError("llama.cpp cannot create the context (memory, or its parameters)")
+        return handle
 
     def close(self) -> None:
         lib.llama_free(self.handle)
@@ -260,8 +276,14 @@ class Context:
         """0: done. 1: no room in the KV cache, nothing changed. 2: aborted. Negative: failed."""
         return int(lib.llama_decode(self.handle, batch.raw))
 
-    def encode(self, batch: Batch) -> int:
-        return int(lib.llama_encode(self.handle, batch.raw))
+    def wait(self) -> None:
+        """Return when the last decode is really done (a GPU runs behind)."""
+        lib.llama_synchronize(self.handle)
+
+    def clear(self) -> None:
+        """Forget every sequence."""
+        if self.memory:
+            lib.llama_memory_clear(self.memory, False)
 
     def logits(self, index: int) -> Floats:
         """A view (not a copy) of the logits of the batch's token `index`; valid until decode."""
@@ -270,10 +292,6 @@ class Context:
 
     def pooled(self, sequence: int) -> Floats:
         row = lib.llama_get_embeddings_seq(self.handle, sequence)
-        return np.ctypeslib.as_array(row, (self._n_embd,)).copy()
-
-    def embedding(self, index: int) -> Floats:
-        row = lib.llama_get_embeddings_ith(self.handle, index)
         return np.ctypeslib.as_array(row, (self._n_embd,)).copy()
 
     def forget(self, sequence: int, start: int = 0) -> bool:

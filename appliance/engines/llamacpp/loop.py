@@ -100,6 +100,7 @@ class Loop:
         if status != 0:
             raise EngineError(f"llama_decode failed with status {status}")
         if not any(generation.is_streaming for generation, _ in outputs):
+            self._context.wait()
             tokens = sum(grant.tokens for grant in plan.grants)
             self._pace = self._pace.seen(tokens, now_s() - started_s)
         self._advance(plan)

@@ -68,6 +68,10 @@ LEAST_PROMPT_TOKENS = 16
 """However slow the machine: below it a pass over the weights carries almost nothing."""
 
 
+LEAST_SEEN_TOKENS = 64
+"""The first decode's prompt tokens, and the fewest that say something about the machine's pace."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pace:
     """Prompt tokens per second as seen so far, a running mean that forgets; None before the first
@@ -76,21 +80,25 @@ class Pace:
     tokens_per_s: float | None = None
 
     def seen(self, tokens: int, seconds: float) -> Pace:
-        """With one more decode of `tokens` prompt tokens taken in."""
+        """With one more decode of `tokens` prompt tokens taken in. A small one is not: it shows
+        what a pass over the weights costs, not what a token does."""
+        if tokens < LEAST_SEEN_TOKENS:
+            return self
         rate = tokens / max(seconds, 1e-6)
         return Pace(rate if self.tokens_per_s is None else 0.8 * self.tokens_per_s + 0.2 * rate)
 
     def limits(self, step_tokens: int) -> Limits:
         """Budgets for the next decode, of which the batch holds `step_tokens` at most."""
-        if self.tokens_per_s is None:
-            return Limits(step_tokens, min(LEAST_PROMPT_TOKENS, step_tokens), step_tokens)
 
-        def tokens_in(seconds: float) -> int:
-            assert self.tokens_per_s is not None
-            wanted = max(LEAST_PROMPT_TOKENS, int(self.tokens_per_s * seconds))
-            return min(wanted, step_tokens)
+        def tokens_in(seconds: float, least: int) -> int:
+            wanted = least if self.tokens_per_s is None else int(self.tokens_per_s * seconds)
+            return min(max(least, wanted), step_tokens)
 
-        return Limits(step_tokens, tokens_in(SECONDS_BESIDE_STREAMS), tokens_in(SECONDS_ALONE))
+        return Limits(
+            step_tokens,
+            tokens_in(SECONDS_BESIDE_STREAMS, LEAST_PROMPT_TOKENS),
+            tokens_in(SECONDS_ALONE, LEAST_SEEN_TOKENS),
+        )
 
 
 def plan_step(runnable: Sequence[Runnable], limits: Limits) -> StepPlan | None:

@@ -79,6 +79,14 @@ class Preparer:
         tokens = self._vocab.tokenise_segments(planned.segments, adds_bos=planned.adds_bos)
         return len(tokens)
 
+    def text(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text to embed, with what the model puts around one."""
+        tokens = tuple(self._vocab.tokenise(text, add_special=True))
+        if len(tokens) > self._window:
+            raise PromptTooLong(f"text is too long: {len(tokens)} tokens > {self._window} maximum")
+        # A text without tokens has no vector; the model's end token stands for it.
+        return tokens or (max(self._vocab.eos, 0),)
+
     @cached_property
     def _constraints(self) -> ConstraintFactory:
         vocab = self._vocab
