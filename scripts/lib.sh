@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What quickstart.sh, test.sh, check and install.sh share: a virtual environment with exactly the
 # locked packages, and llama.cpp built once. Sourced, never run. Every step is skipped when its
 # inputs (locks, Python, build flags) are what they were, so a second run takes a second.
@@ -88,7 +89,7 @@ find_python() {
 # ── The virtual environment ──────────────────────────────────────────────────────────────────────
 
 make_venv() { # VENV
-    local venv=$1 python version
+    local venv=$1 python version packages
     if "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
         return
     fi
@@ -102,7 +103,9 @@ make_venv() { # VENV
         # Debian keeps ensurepip in a package of its own; a pip of the system can stand in for it.
         run_quietly 'pip into it' "$python" -m pip --python "$venv/bin/python" install pip
     else
-        need_packages "python$version-venv" $(command -v c++ >/dev/null || echo g++)
+        packages=("python$version-venv")
+        command -v c++ >/dev/null || packages+=(g++)
+        need_packages "${packages[@]}"
         run_quietly 'python -m venv' "$python" -m venv "$venv"
     fi
 }
