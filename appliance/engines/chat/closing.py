@@ -1,11 +1,11 @@
 """The way out: how a half-written call can be finished in few tokens.
 
-A grammar's matcher can say which bytes may come next, but not how far the end is. So we walk: copy
-the matcher (a microsecond), and at each step take the bytes it forces, or else the byte that most
-likely leads out: closing brackets and quotes before separators, digits before letters, opening
-brackets last. A byte just used is less attractive, or a pattern like `(ab)*c` would hold us for ever.
-The walk is not the shortest, but it is a walk through the grammar: what it finds is valid, and
-the constraint only needs to know *one* way that fits.
+A grammar's matcher can say which bytes may come next, but not how far the end is. So we walk:
+copy the matcher (a microsecond), and at each step take the bytes it forces, or else the byte that
+most likely leads out: closing brackets and quotes before separators, digits before letters,
+opening brackets last. A byte just used is less attractive, or a pattern like `(ab)*c` would hold
+us for ever. The walk is not the shortest, but it is a walk through the grammar: what it finds is
+valid, and the constraint only needs to know *one* way that fits.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ STEPS_LIMIT = 4096
 """Bytes of one way out; schemas that demand more than this get no guarantee."""
 
 _CONTROL = re.compile(rb"\xff\[(\d+)\]")
+_CONTROL_BYTE = 0xFF
+"""Begins a control token in the library's byte view; never part of UTF-8."""
 _ORDER = b'}]"0123456789' + bytes(range(ord("a"), ord("z") + 1))
 _LAST = b"[{\\-"
 _REPEAT_COST = 300
@@ -86,7 +88,8 @@ def _next_step(
 
 
 def _best_byte(words: NDArray[np.uint32], uses: list[int]) -> int | None:
-    allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+    allowed = np.flatnonzero(bits[:_CONTROL_BYTE])
     if len(allowed) >= _FREE_STRING and _QUOTE in allowed:
         return _QUOTE
     ranked = ((uses[byte] * _REPEAT_COST + _RANK[byte], int(byte)) for byte in allowed)
@@ -113,8 +116,10 @@ def _split(forced: bytes) -> list[bytes | int]:
             parts.append(forced[at : match.start()])
         parts.append(int(match[1]))
         at = match.end()
-    if at < len(forced):
-        parts.append(forced[at:])
+    # Two control tokens may share the first digits of their ids: no step by itself.
+    rest = forced[at:].split(b"\xff", 1)[0]
+    if rest:
+        parts.append(rest)
     return parts
 
 

@@ -1,17 +1,19 @@
 """Calls that are valid by construction, at next to no cost: one automaton over a turn's phases.
 
-Text is free until a trigger appears; then a grammar reads every token. The library (llguidance, ADR
-0015) answers "is this token allowed?" in about a microsecond, so the worker samples first, asks, and only
-when the answer is no builds a mask and samples again.
+Text is free until a trigger appears; then a grammar reads every token. The library (llguidance,
+ADR 0015) answers "is this token allowed?" in about a microsecond, so the worker samples first,
+asks, and only when the answer is no builds a mask and samples again.
 
-Two phases for many tools: the grammar of a header knows only the tools' names; when the name stands, the
-grammar of that one tool's arguments is compiled (and kept). A hundred tools cost a hundred names.
+Two phases for many tools: the grammar of a header knows only the tools' names; when the name
+stands, the grammar of that one tool's arguments is compiled (and kept). A hundred tools cost a
+hundred names.
 
-A call always closes. The constraint counts the tokens that are left and always knows one way to finish
-that fits into them (`closing.py`). A way grows at most by `growth` tokens with each token accepted, so
-most of the time there is nothing to compute. Near the end a token is allowed only if a way that fits
-remains after it; when there is none, the known way is forced, token by token. A model that would babble in
-a string until its window ends is cut off at the last moment that leaves a valid call.
+A call always closes. The constraint counts the tokens that are left and always knows one way to
+finish that fits into them (`closing.py`). A way grows at most by `growth` tokens with each token
+accepted, so most of the time there is nothing to compute. Near the end a token is allowed only if
+a way that fits remains after it; when there is none, the known way is forced, token by token. A
+model that would babble in a string until its window ends is cut off at the last moment that
+leaves a valid call.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ from appliance.engines.chat.grammar import GrammarWriter
 from appliance.engines.chat.phases import Phase, Turn
 from appliance.engines.chat.spec import ConstraintSpec
 from appliance.engines.chat.vocabulary import Vocabulary
-from appliance.errors import EngineError
 
 MARGIN_TOKENS = 8
 """Tokens by which plain characters may lengthen a way between two looks at it."""
@@ -36,9 +37,10 @@ _UNLIMITED = 1 << 40
 class ConstraintFactory:
     """One for each loaded model: its vocabulary prepared, and the grammars compiled so far.
 
-    `tokens[i]` are the bytes of token `i` (control tokens as their text), `end_ids` every token that
-    ends an answer, `special_ids` all control and user-defined tokens. Building takes about half a
-    second for 150,000 tokens. Not to be shared between threads.
+    `tokens[i]` are the bytes of token `i` (control tokens as their text), `end_ids` every token
+    that ends an answer, `special_ids` all control and user-defined tokens. Building takes about
+    half a second for 150,000 tokens. May be used from several threads; a constraint from one at a
+    time.
     """
 
     def __init__(
@@ -50,7 +52,8 @@ class ConstraintFactory:
 
     def compile(self, spec: ConstraintSpec, *, max_tokens: int | None = None) -> Constraint:
         """A constraint at its beginning. `max_tokens` is what may still be generated: with it,
-        calls are sure to close in time. Raises `BadRequest` for a schema no grammar can be made of."""
+        calls are sure to close in time. Raises `BadRequest` for a schema no grammar can be made
+        of."""
         turn = Turn(self._vocabulary, self._writer, self._compiler, spec)
         return Constraint(self._vocabulary, turn, max_tokens)
 

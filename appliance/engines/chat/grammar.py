@@ -6,16 +6,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-from appliance.engines.chat.schema import strengthened
-from appliance.engines.chat.syntax import CallSyntax
+from appliance.engines.chat.rules import json_grammar, tags_rules
+from appliance.engines.chat.syntax import ArgumentStyle, CallSyntax
 from appliance.types import Json, ToolSpec
-
-_OPTIONS = {
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-    "json_allowed_escapes": 'nrbtf\\"',
-}
 
 
 class GrammarWriter:
@@ -55,12 +48,17 @@ class GrammarWriter:
     ) -> tuple[str, str]:
         """One tool's arguments and what follows: the end, or the header of the next call."""
         ends = [self.literal(syntax.last) or '""']
-        rules = [f"arguments: %json {json_grammar(tool.input_schema)}"]
+        rules = [self._arguments(tool, syntax)]
         if others and syntax.between is not None:
             ends.append(self._header(syntax.between, syntax))
             rules.append(_names(others))
         rules.append(f"tail: {' | '.join(ends)}")
         return f"{_lead(syntax)} arguments tail".strip(), "\n".join(rules)
+
+    def _arguments(self, tool: ToolSpec, syntax: CallSyntax) -> str:
+        if syntax.style is ArgumentStyle.TAGS:
+            return tags_rules(tool.input_schema)
+        return f"arguments: %json {json_grammar(tool.input_schema)}"
 
     def answer(self, opening: str, schema: Mapping[str, Json]) -> tuple[str, str]:
         return (
@@ -89,10 +87,6 @@ def header_end(syntax: CallSyntax, tools: Sequence[ToolSpec]) -> re.Pattern[byte
             f"{re.escape(syntax.middle)}[a-zA-Z0-9]{{9}}{re.escape(syntax.after_id.rstrip(' '))}"
         )
     return re.compile(f"(?<![\\w-]){pattern}\\Z".encode())
-
-
-def json_grammar(schema: Mapping[str, Json]) -> str:
-    return json.dumps({**strengthened(schema), "x-guidance": _OPTIONS}, ensure_ascii=False)
 
 
 def _names(tools: Sequence[ToolSpec]) -> str:

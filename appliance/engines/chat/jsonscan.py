@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 class ObjectScanner:
-    """Counts brackets outside strings. `feed` says how many characters still belong to the object."""
+    """Counts brackets outside strings. `feed` says how many characters still belong to the
+    object."""
 
     def __init__(self) -> None:
         self._depth = 0

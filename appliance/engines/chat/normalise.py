@@ -1,19 +1,19 @@
 """Our messages into what one template accepts, as the measured table of templates demands.
 
-Text parts are joined, content is "" and never None, arguments are objects, tool results are messages
-of their own and stand before the text of the same turn, leading system messages become one. What a
-template cannot say in its own words is said in text: the system prompt in the first user turn, calls in
-the call syntax, results as user text. Which of these is needed comes from the template's traits.
+Text parts are joined, content is "" and never None, arguments are objects, tool results are
+messages of their own and stand before the text of the same turn, leading system messages become
+one. What a template cannot say in its own words is said in text: the system prompt in the first
+user turn, calls in the call syntax, results as user text. Which of these is needed comes from the
+template's traits.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from appliance.engines.chat.formats.base import CallFormat
 from appliance.engines.chat.marks import StandIns
-from appliance.engines.chat.syntax import ArgumentStyle, CallSyntax
 from appliance.engines.chat.traits import Traits, json_text
 from appliance.types import (
     Block,
@@ -31,8 +31,8 @@ _ALPHANUMERIC = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 def short_call_id(call_id: str) -> str:
-    """Nine alphanumeric characters for our id, the same every time. One way: what a model repeats of
-    it is never read back, our parser gives new calls ids of our own."""
+    """Nine alphanumeric characters for our id, the same every time. One way: what a model repeats
+    of it is never read back, our parser gives new calls ids of our own."""
     number = int.from_bytes(hashlib.sha256(call_id.encode()).digest()[:8], "big")
     return "".join(_ALPHANUMERIC[number // 62**place % 62] for place in range(9))
 
@@ -45,12 +45,11 @@ def normalise(
     tools_text: str,
     stand_ins: StandIns,
 ) -> list[dict[str, Json]]:
-    """Messages for the template, every text of theirs hidden behind a stand-in. `tools_text` joins
-    the system prompt."""
-    system, turns = _split_system(messages)
-    if tools_text:
-        system = f"{system}\n\n{tools_text}" if system else tools_text
+    """Messages for the template, every text of theirs hidden behind a stand-in. `tools_text`, which
+    is ours and already hides what is not, joins the system prompt."""
+    leading, turns = _split_system(messages)
     writer = _Writer(traits, form, stand_ins)
+    system = "\n\n".join(part for part in (writer.hidden(leading), tools_text) if part)
     for message in turns:
         writer.write(message)
     found = writer.messages
@@ -58,11 +57,7 @@ def normalise(
         found.insert(0, {"role": "system", "content": system})
     elif system:
         _prepend_user(found, system)
-    if traits.needs_alternation or not traits.system:
-        found = _merge_turns(found)
-    for message in found:
-        message["content"] = stand_ins.hide(_fitted(message["content"], traits))
-    return found
+    return _merge_turns(found) if traits.needs_alternation else found
 
 
 class _Writer:
@@ -80,11 +75,16 @@ class _Writer:
         for block in message.blocks:
             if isinstance(block, ToolResultBlock):
                 self._write_result(block)
-        text = _joined(message.blocks)
+        text = self.hidden(_joined(message.blocks))
         if message.role is Role.SYSTEM and not self._late_system_fits:
             self._add("user", text)
         elif text or not any(isinstance(block, ToolResultBlock) for block in message.blocks):
             self._add(message.role.value, text)
+
+    def hidden(self, text: str, *, may_vanish: bool = False) -> str:
+        """A stand-in for a whole text, cut as the template would cut it."""
+        text = text.strip() if self._traits.trims else text
+        return self._stand_ins.hide(text, may_vanish=may_vanish)
 
     @property
     def _late_system_fits(self) -> bool:
@@ -94,20 +94,22 @@ class _Writer:
         calls = message.tool_calls
         for call in calls:
             self._names[call.call_id] = call.name
-        text = _joined(message.blocks)
+        # Of an answer with calls gpt-oss may print only the calls.
+        text = self.hidden(_joined(message.blocks), may_vanish=bool(calls))
         thought = "\n".join(
             block.text for block in message.blocks if isinstance(block, ThinkingBlock)
         )
         if not calls:
             self._add_answer(text, thought, ())
         elif not self._form.renders_calls:
-            written = _written_calls(calls, self._form.syntax)
+            written = self._written(calls)
             self._add_answer(f"{text}\n{written}" if text else written, thought, ())
         elif self._traits.several_calls:
             self._add_answer(text, thought, calls)
         else:
             for index, call in enumerate(calls):
-                self._add_answer(text if index == 0 else "", thought if index == 0 else "", (call,))
+                first = index == 0
+                self._add_answer(text if first else "", thought if first else "", (call,))
 
     def _add_answer(self, text: str, thought: str, calls: Sequence[ToolCallBlock]) -> None:
         answer: dict[str, Json] = {"role": "assistant", "content": text}
@@ -115,23 +117,25 @@ class _Writer:
         if thought and key is not None:
             if calls and key == "thinking" and text:
                 # gpt-oss refuses an answer with both beside a call.
-                thought, answer["content"] = f"{thought}\n{text}", ""
-            answer[key] = self._stand_ins.hide(thought)
+                answer["content"] = ""
+                answer[key] = f"{self.hidden(thought, may_vanish=True)}\n{text}"
+            else:
+                answer[key] = self.hidden(thought, may_vanish=True)
         if calls:
             answer["tool_calls"] = [
                 {
                     "id": self._call_id(call.call_id),
                     "type": "function",
-                    "function": {"name": call.name, "arguments": self._hidden(call.arguments)},
+                    "function": {"name": call.name, "arguments": self._arguments(call)},
                 }
                 for call in calls
             ]
         self.messages.append(answer)
 
     def _write_result(self, block: ToolResultBlock) -> None:
-        text = _joined(block.content)
-        if block.is_error:
-            text = f"Error: {text}"
+        text = self.hidden(
+            f"Error: {_joined(block.content)}" if block.is_error else _joined(block.content)
+        )
         known = block.call_id in self._names
         if self._form.renders_results and (known or not self._traits.tool_turn_follows_call):
             self.messages.append(
@@ -143,8 +147,7 @@ class _Writer:
                 }
             )
             return
-        name = self._names.get(block.call_id, "tool")
-        self._add("user", f"<tool_response>\n{name}: {text}\n</tool_response>")
+        self._add("user", f"<tool_response>\n{text}\n</tool_response>")
 
     def _add(self, role: str, text: str) -> None:
         self.messages.append({"role": role, "content": text})
@@ -152,15 +155,22 @@ class _Writer:
     def _call_id(self, call_id: str) -> str:
         return short_call_id(call_id) if self._traits.short_call_ids else call_id
 
-    def _hidden(self, value: Json) -> Json:
-        return hide_strings(value, self._stand_ins)
+    def _arguments(self, call: ToolCallBlock) -> Json:
+        return hide_strings(call.arguments, self._stand_ins)
+
+    def _written(self, calls: Sequence[ToolCallBlock]) -> str:
+        """Calls in the format's own notation, for templates that have none."""
+        syntax = self._form.syntax
+        bodies = [f"{call.name}{syntax.middle}{json_text(self._arguments(call))}" for call in calls]
+        between = syntax.between or f"{syntax.last}\n{syntax.first}"
+        return syntax.first + between.join(bodies) + syntax.last
 
 
 def hide_strings(value: Json, stand_ins: StandIns) -> Json:
     """The value with every string and key that could hold a control token behind a stand-in."""
     if isinstance(value, str):
         return stand_ins.hide_unplain(value)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {
             stand_ins.hide_unplain(key): hide_strings(item, stand_ins)
             for key, item in value.items()
@@ -181,14 +191,6 @@ def _split_system(messages: Sequence[Message]) -> tuple[str, Sequence[Message]]:
 def _joined(blocks: Iterable[Block | TextBlock | ImageBlock]) -> str:
     texts = [block.text for block in blocks if isinstance(block, TextBlock)]
     return "\n".join(texts) if len(texts) > 1 else "".join(texts)
-
-
-def _written_calls(calls: Sequence[ToolCallBlock], syntax: CallSyntax) -> str:
-    assert syntax.style is ArgumentStyle.JSON
-    bodies = [f"{call.name}{syntax.middle}{json_text(dict(call.arguments))}" for call in calls]
-    if syntax.between is None:
-        return "\n".join(f"{syntax.first}{body}{syntax.last}" for body in bodies)
-    return syntax.first + syntax.between.join(bodies) + syntax.last
 
 
 def _prepend_user(messages: list[dict[str, Json]], text: str) -> None:
@@ -218,7 +220,3 @@ def _merge_turns(messages: list[dict[str, Json]]) -> list[dict[str, Json]]:
                 merged.append({"role": "assistant", "content": ""})
             merged.append(message)
     return merged
-
-
-def _fitted(text: str, traits: Traits) -> str:
-    return text.strip() if traits.trims else text

@@ -1,13 +1,12 @@
 """Generated text back into thinking, text and calls, as it arrives and however it is cut up.
 
-The parser is a small state machine over one buffer. It only ever decides when the text it has cannot
-be read another way by what follows (a possible beginning of a mark is held back), so the result does not
-depend on where the stream was cut; a property test holds it to that.
+The parser is a small state machine over one buffer. It only ever decides when the text it has
+cannot be read another way by what follows (a possible beginning of a mark is held back), so the
+result does not depend on where the stream was cut; a property test holds it to that.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from enum import Enum, auto

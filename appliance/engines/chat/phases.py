@@ -9,7 +9,6 @@ trigger in free text may share a token with what follows it, and that rest is fe
 
 from __future__ import annotations
 
-import re
 from typing import Protocol
 
 import numpy as np

@@ -46,9 +46,10 @@ def bounded_environment() -> BoundedEnvironment:
 
 
 class GenerationTag(Extension):
-    """`{% generation %}…{% endgeneration %}` marks training targets; here its body simply renders."""
+    """`{% generation %}…{% endgeneration %}` marks training targets; here its body simply
+    renders."""
 
-    tags = {"generation"}  # noqa: RUF012
+    tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
         next(parser.stream)

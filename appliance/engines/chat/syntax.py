@@ -1,11 +1,12 @@
-"""How a model family writes calls and reasoning: plain data that prompt, constraint and parser share.
+"""How a model family writes calls and reasoning: plain data that prompt, constraint and parser
+share.
 
 A turn that calls tools is, in every family we know, the same sentence:
 
     first NAME middle ARGUMENTS (between NAME middle ARGUMENTS)* last
 
-Hermes: first is `<tool_call>\\n{"name": "`, middle `", "arguments": `, between closes one tag
-and opens the next, last closes. Mistral puts a call id between name and arguments, DeepSeek an outer
+Hermes: first is `<tool_call>\\n{"name": "`, middle `", "arguments": `, between closes one tag and
+opens the next, last closes. Mistral puts a call id between name and arguments, DeepSeek an outer
 bracket around all calls, Llama 3 allows no second call, Qwen3-Coder writes the arguments as tags.
 So a family is data, found by rendering one call and two calls and cutting the text at the values
 put in; and one grammar builder and one parser serve them all.
@@ -27,9 +28,10 @@ class ArgumentStyle(StrEnum):
 class CallSyntax:
     """The literal texts of a turn of calls, as in the module's sentence.
 
-    `trigger` is the text that turns free text into a call: a prefix of `first`, so that what follows
-    it can be constrained. `after_id` is set where a call id stands between name and arguments: then
-    the text between them is `middle ID after_id`. `between` is None where one turn holds one call.
+    `trigger` is the text that turns free text into a call: a prefix of `first`, so that what
+    follows it can be constrained. `after_id` is set where a call id stands between name and
+    arguments: then the text between them is `middle ID after_id`. `between` is None where one
+    turn holds one call.
     """
 
     first: str
@@ -60,8 +62,8 @@ class ThinkMarks:
 class Framing:
     """The shape of an answer outside calls.
 
-    `starts_thinking`: the prompt already opened the reasoning. `answer` is written before an answer's
-    text (harmony's final channel), `breaks` are marks that separate and are never shown.
+    `starts_thinking`: the prompt already opened the reasoning. `answer` is written before an
+    answer's text (harmony's final channel), `breaks` are marks that separate and are never shown.
     """
 
     think: ThinkMarks | None = None

@@ -1,4 +1,5 @@
-"""A model's own Jinja template, compiled in a bounded sandbox, and what it turned out able to do."""
+"""A model's own Jinja template, compiled in a bounded sandbox, and what it turned out able to
+do."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ class ChatTemplate:
         thinking: bool = False,
         generation_prompt: bool = True,
     ) -> str:
-        """The prompt's text. `tools` stays undefined when there are none. Raises `TemplateRefused`."""
+        """The prompt's text. `tools` stays undefined when there are none. Raises
+        `TemplateRefused`."""
         names: dict[str, Json] = {
             "messages": messages,
             "add_generation_prompt": generation_prompt,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 
@@ -17,7 +17,7 @@ from appliance.engines.chat.spec import CallMode, ConstraintSpec
 from appliance.engines.chat.syntax import Framing
 from appliance.engines.chat.template import ChatTemplate
 from appliance.errors import BadRequest
-from appliance.types import GenerateRequest, Json, Message, ToolChoiceKind, ToolSpec
+from appliance.types import GenerateRequest, Message, ToolChoiceKind, ToolSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,8 @@ class ChatPlan:
     """What the worker needs for one answer.
 
     `adds_bos`: the tokeniser must add the vocabulary's BOS, because the template wrote none.
-    `stop` ends an answer and is never shown: the template's end of turn and the caller's stop strings.
+    `stop` ends an answer and is never shown: the template's end of turn and the caller's stop
+    strings.
     """
 
     segments: tuple[Segment, ...]
@@ -90,18 +91,18 @@ def render_prompt(
 ) -> tuple[tuple[Segment, ...], str]:
     """The prompt as segments and as the text the template made of stand-ins' originals."""
     stand_ins = StandIns()
+    listed = [hide_strings(tool_json(tool), stand_ins) for tool in tools]
     described = form.describes_tools
     normal = normalise(
         messages,
         traits=template.traits,
         form=form,
-        tools_text=form.describe(tools) if tools and not described else "",
+        tools_text=form.describe(listed) if tools and not described else "",
         stand_ins=stand_ins,
     )
-    listed: list[Mapping[str, Json]] = (
-        [hide_strings(tool_json(tool), stand_ins) for tool in tools] if described else []
+    rendered = template.render(
+        normal, today=today, tools=listed if described else (), thinking=thinking
     )
-    rendered = template.render(normal, today=today, tools=listed, thinking=thinking)
     segments = stand_ins.segments(rendered)
     text = "".join(segment.text for segment in segments)
     missing = [tool.name for tool in tools if tool.name not in text]

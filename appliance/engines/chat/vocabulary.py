@@ -1,10 +1,10 @@
 """A model's tokens as the constraint library wants them, plus 256 of our own.
 
-The library checks token by token, but we also need to walk its grammars byte by byte: to hand it the rest
-of a token that crossed into a call, and to look for the shortest way out of one. So the vocabulary is
-extended by one virtual token for each byte, past the model's last id; the model can never sample them.
-Their bits stand in the last eight words of every mask, so the bytes a grammar allows next can be read
-off at once.
+The library checks token by token, but we also need to walk its grammars byte by byte: to hand it
+the rest of a token that crossed into a call, and to look for the shortest way out of one. So the
+vocabulary is extended by one virtual token for each byte, past the model's last id; the model can
+never sample them. Their bits stand in the last eight words of every mask, so the bytes a grammar
+allows next can be read off at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _WORD = 32
 
 
 class Vocabulary:
-    """`tokens[i]` are the bytes of token `i`, control tokens as their text. `end_ids` end an answer."""
+    """`tokens[i]` are the bytes of token `i`, control tokens as their text. `end_ids` end an
+    answer."""
 
     def __init__(
         self, tokens: Sequence[bytes], end_ids: Sequence[int], special_ids: Sequence[int]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from appliance.engines.chat.formats.describe import describe
 from appliance.engines.chat.syntax import CallSyntax, Framing
 from appliance.engines.chat.traits import Traits
-from appliance.types import ToolSpec
+from appliance.types import Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Bare:
     renders_calls: bool = True
     name: str = "bare"
 
-    def describe(self, tools: Sequence[ToolSpec]) -> str:
+    def describe(self, tools: Sequence[Json]) -> str:
         return describe(tools, self.syntax)
 
 

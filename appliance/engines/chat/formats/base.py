@@ -7,7 +7,7 @@ from typing import Protocol
 
 from appliance.engines.chat.syntax import CallSyntax, Framing
 from appliance.engines.chat.traits import Traits
-from appliance.types import ToolSpec
+from appliance.types import Json
 
 
 class CallFormat(Protocol):
@@ -35,7 +35,7 @@ class CallFormat(Protocol):
     @property
     def renders_results(self) -> bool: ...
 
-    def describe(self, tools: Sequence[ToolSpec]) -> str:
+    def describe(self, tools: Sequence[Json]) -> str:
         """The text for the system prompt where the template does not describe the tools."""
         ...
 

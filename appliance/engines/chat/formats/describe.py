@@ -21,8 +21,9 @@ def tool_json(tool: ToolSpec) -> Json:
     }
 
 
-def describe(tools: Sequence[ToolSpec], syntax: CallSyntax) -> str:
-    listed = "\n".join(json_text(tool_json(tool)) for tool in tools)
+def describe(tools: Sequence[Json], syntax: CallSyntax) -> str:
+    """`tools` as of `tool_json`."""
+    listed = "\n".join(json_text(tool) for tool in tools)
     example = (
         f"{syntax.first}<tool name>{syntax.middle}"
         + (f"<nine letters>{syntax.after_id}" if syntax.after_id is not None else "")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from appliance.engines.chat.formats.describe import describe
 from appliance.engines.chat.syntax import CallSyntax, Framing
 from appliance.engines.chat.traits import Traits
-from appliance.types import ToolSpec
+from appliance.types import Json
 
 _MARK = re.compile(r"\s*(<[^<>\s]+>|\[[A-Z_]+\])")
 
@@ -28,7 +28,7 @@ class Enveloped:
     renders_calls: bool = True
     name: str = "enveloped"
 
-    def describe(self, tools: Sequence[ToolSpec]) -> str:
+    def describe(self, tools: Sequence[Json]) -> str:
         return describe(tools, self.syntax)
 
 

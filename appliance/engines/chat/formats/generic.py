@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from appliance.engines.chat.formats.describe import describe
 from appliance.engines.chat.syntax import CallSyntax, Framing
 from appliance.engines.chat.traits import Traits
-from appliance.types import ToolSpec
+from appliance.types import Json
 
 _SYNTAX = CallSyntax(
     first='<tool_call>\n{"name": "',
@@ -29,7 +29,7 @@ class Generic:
     renders_calls: bool = False
     name: str = "generic"
 
-    def describe(self, tools: Sequence[ToolSpec]) -> str:
+    def describe(self, tools: Sequence[Json]) -> str:
         return describe(tools, self.syntax)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from appliance.engines.chat.formats.describe import describe
 from appliance.engines.chat.syntax import CallSyntax, Framing, ThinkMarks
 from appliance.engines.chat.traits import Traits
-from appliance.types import ToolSpec
+from appliance.types import Json
 
 _FIRST = "<|channel|>commentary to=functions."
 _SYNTAX = CallSyntax(
@@ -37,7 +37,7 @@ class Harmony:
     renders_calls: bool = True
     name: str = "harmony"
 
-    def describe(self, tools: Sequence[ToolSpec]) -> str:
+    def describe(self, tools: Sequence[Json]) -> str:
         return describe(tools, self.syntax)
 
 

@@ -1,4 +1,5 @@
-"""Which format a template speaks: the first sibling that recognises it; the generic one takes all."""
+"""Which format a template speaks: the first sibling that recognises it; the generic one takes
+all."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from appliance.engines.chat.formats.describe import describe
 from appliance.engines.chat.syntax import ArgumentStyle, CallSyntax, Framing
 from appliance.engines.chat.traits import Traits
-from appliance.types import ToolSpec
+from appliance.types import Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Tagged:
     renders_calls: bool = True
     name: str = "tagged"
 
-    def describe(self, tools: Sequence[ToolSpec]) -> str:
+    def describe(self, tools: Sequence[Json]) -> str:
         return describe(tools, self.syntax)
 
 
