@@ -6,8 +6,10 @@ to be *durable* makes that commit an fsync of the WAL (`synchronous=FULL`), whic
 earlier commit; the others survive a killed process (the page cache does) but not a power cut.
 Per-commit choice measured: 0.38 ms a step without, 1.4 ms with three fsyncs a step.
 
-When the disk is full or the file read-only, jobs fail with `StoreError` and the daemon keeps
-reading; the next job tries again, so writing resumes by itself.
+When the disk is full, a reserve file (allocated at the start) is given up and the batch tried once
+more: what runs can still be ended and recorded, while jobs that open new work are refused until
+the reserve fits again. With the reserve used up too, jobs fail with `StoreError`; reading goes on,
+and since every job tries anew, writing resumes by itself.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from appliance.errors import ApplianceError, Conflict, StoreError
+from appliance.errors import Conflict, StoreError
 from appliance.store.migrations import migrate
+from appliance.store.reserve import Reserve
 
 T = TypeVar("T")
 
@@ -46,6 +49,8 @@ WAL_LIMIT_BYTES = 64 << 20
 class _Job:
     work: Callable[[sqlite3.Connection], Any]
     durable: bool
+    opens_work: bool
+    committed: Callable[[], None] | None
     done: asyncio.Future[Any]
     result: Any = None
     error: Exception | None = None
@@ -63,6 +68,8 @@ class Database:
         self._writer: threading.Thread | None = None
         self._lock_file: int | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._reserve = Reserve(folder)
+        self._is_closed = True
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -71,8 +78,11 @@ class Database:
             connection = await asyncio.to_thread(_open_for_writing, self.path)
             self._read_connection = await self._in_reader(_open_for_reading, self.path)
         except BaseException:
+            self._reader.shutdown()
             os.close(self._lock_file)
             raise
+        self._reserve.refill()
+        self._is_closed = False
         self._writer = threading.Thread(
             target=self._write_loop, args=(connection,), name="store-write", daemon=True
         )
@@ -86,21 +96,32 @@ class Database:
         trace: TracebackType | None,
     ) -> None:
         assert self._writer is not None and self._lock_file is not None
-        self._jobs.put(None)
+        self._is_closed = True
+        await asyncio.to_thread(self._jobs.put, None)
         await asyncio.to_thread(self._writer.join)
         if self._read_connection is not None:
             await self._in_reader(self._read_connection.close)
         self._reader.shutdown()
         os.close(self._lock_file)
 
-    async def write(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> T:
+    async def write(
+        self,
+        work: Callable[[sqlite3.Connection], T],
+        *,
+        durable: bool = False,
+        opens_work: bool = False,
+        committed: Callable[[], None] | None = None,
+    ) -> T:
         """Run `work` inside the writer's transaction; returns once it is committed.
 
-        `work` gets the connection, must not commit, and is rolled back alone if it raises: one of
-        our errors passes through, SQLite's become `StoreError`.
+        `work` gets the connection, must not commit, and is rolled back alone if it raises: what
+        it raises passes through, SQLite's errors become `StoreError`. It may run twice (the first
+        time undone). A caller cancelled here does not stop the job; `committed` is called on the
+        loop after the commit in any case.
         """
-        assert self._loop is not None
-        job = _Job(work, durable, self._loop.create_future())
+        if self._loop is None or self._is_closed:
+            raise StoreError("the journal is closed", hint="the daemon is stopping")
+        job = _Job(work, durable, opens_work, committed, self._loop.create_future())
         try:
             self._jobs.put_nowait(job)
         except queue.Full:
@@ -149,26 +170,44 @@ class Database:
         return batch, False
 
     def _commit(self, connection: sqlite3.Connection, batch: list[_Job]) -> None:
+        if self._reserve.is_spent and not self._reserve.refill():
+            for job in batch:
+                if job.opens_work:
+                    job.error = _no_room(self.path)
+            batch = [job for job in batch if job.error is None]
+        try:
+            try:
+                self._transact(connection, batch)
+            except sqlite3.Error as error:
+                if not _is_full(error) or not self._reserve.spend():
+                    raise
+                self._transact(connection, batch)
+        except sqlite3.Error as error:
+            for job in batch:
+                job.error = job.error or to_store_error(error, self.path)
+
+    def _transact(self, connection: sqlite3.Connection, batch: list[_Job]) -> None:
         level = "FULL" if any(job.durable for job in batch) else "NORMAL"
         try:
             connection.execute(f"PRAGMA synchronous={level}")
             connection.execute("BEGIN IMMEDIATE")
             for job in batch:
+                job.error = None
                 self._run(connection, job)
             connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            with suppress(sqlite3.Error):
+        except sqlite3.Error:
+            with suppress(sqlite3.Error):  # SQLite may have rolled back by itself
                 connection.execute("ROLLBACK")
-            for job in batch:
-                job.error = job.error or to_store_error(error, self.path)
+            raise
 
     def _run(self, connection: sqlite3.Connection, job: _Job) -> None:
+        """One job under its savepoint: a wall, for one job's bug must not end the writer."""
         connection.execute("SAVEPOINT job")
         try:
             job.result = job.work(connection)
         except sqlite3.OperationalError:
             raise  # the disk, not the job: the whole batch fails and may be tried again
-        except (sqlite3.Error, ApplianceError) as error:
+        except Exception as error:
             connection.execute("ROLLBACK TO job")
             is_sqlite = isinstance(error, sqlite3.Error)
             job.error = to_store_error(error, self.path) if is_sqlite else error
@@ -177,6 +216,8 @@ class Database:
 
 def _report(batch: list[_Job]) -> None:
     for job in batch:
+        if job.error is None and job.committed is not None:
+            job.committed()
         if job.done.done():
             continue
         if job.error is not None:
@@ -197,7 +238,22 @@ def to_store_error(error: Exception, path: Path) -> StoreError:
         "SQLITE_CORRUPT": "the file is damaged: put it aside and restore a backup",
     }
     hint = next((hint for key, hint in hints.items() if name.startswith(key)), "")
-    return StoreError(f"{path}: {error}", hint=hint, details={"sqlite": name})
+    found = StoreError(f"{path}: {error}", hint=hint, details={"sqlite": name})
+    found.retryable = not name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT"))
+    return found
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    return (getattr(error, "sqlite_errorname", "") or "").startswith("SQLITE_FULL")
+
+
+def _no_room(path: Path) -> StoreError:
+    return StoreError(
+        f"{path}: the disk is nearly full; no new work is taken",
+        hint="free some space: work is taken again by itself",
+        retry_after_s=5.0,
+        details={"sqlite": "SQLITE_FULL"},
+    )
 
 
 def _lock(folder: Path) -> int:

@@ -1,26 +1,27 @@
 """The journal: an append-only, hash-chained table of events; the only truth there is.
 
-Each row's hash covers the row and the hash before it, so an edit, a swap, a deletion or an
-insertion anywhere breaks the chain from there on, and the head (kept apart) shows a cut tail.
-SQLite's own integrity check sees none of this (measured: 8 changed bytes in a row, "ok").
+Appending is the state change; everything else is computed from what was appended. `tail` has no
+buffer: a follower reads from disk what it has not seen, and sleeps when there is nothing, so a
+slow one costs nothing and no gap or repeat is possible.
 """
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 from appliance.clock import Clock
+from appliance.store.chain import ChainReport, Check, Head, read_chunk, read_head, row_hash
 from appliance.store.database import Database
 from appliance.types import Json
 
-VERIFY_CHUNK = 5000
-"""Rows checked between two looks at the writer: a verification never holds the reader long."""
+TAIL_CHUNK = 256
+"""Events a follower holds at a time: about half a megabyte of ordinary ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,52 +54,62 @@ class IndexRow(Protocol):
     def write(self, connection: sqlite3.Connection) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class ChainReport:
-    """`broken_at` is the first bad position, None when the chain holds; `why` says what is bad."""
-
-    rows: int
-    broken_at: int | None = None
-    why: str = ""
-
-    @property
-    def ok(self) -> bool:
-        return self.broken_at is None
-
-
 class Journal:
-    """Appends and reads. Has no state of its own but the database."""
+    """Appends, reads, follows. One per database: followers hear of appends through it."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
+        self._arrivals: dict[str, asyncio.Event] = {}
 
     async def append(
-        self, *drafts: Draft, index: Sequence[IndexRow] = (), durable: bool = True
+        self,
+        *drafts: Draft,
+        index: Sequence[IndexRow] = (),
+        durable: bool = True,
+        opens_work: bool = False,
     ) -> tuple[Event, ...]:
         """All of them or none, in this order, with the derived rows.
 
         `durable` returns after an fsync; otherwise the events survive a killed process but
-        perhaps not a power cut. Raises `StoreError`.
+        perhaps not a power cut. `opens_work` is refused first when the disk runs full, so that
+        what already runs can still end. A caller cancelled here does not stop the append. Raises
+        `StoreError`, and whatever a derived row raises (nothing is written then).
         """
         at_ms = self._clock.wall_ms()
         bodies = [_encode(draft.body) for draft in drafts]
 
         def work(connection: sqlite3.Connection) -> tuple[Event, ...]:
-            seq, tip = connection.execute("SELECT seq, hash FROM head").fetchone()
+            head = read_head(connection)
+            seq, tip = head.seq, head.hash
             events = []
             for draft, body in zip(drafts, bodies, strict=True):
                 seq += 1
-                row = (seq, draft.stream, draft.turn, draft.kind, draft.version, at_ms, body)
-                tip = _hash(tip, row)
-                connection.execute("INSERT INTO event VALUES (?,?,?,?,?,?,?,?)", (*row, tip))
-                events.append(_event(row))
+                tip = row_hash(
+                    tip,
+                    seq,
+                    draft.version,
+                    at_ms,
+                    draft.stream.encode(),
+                    None if draft.turn is None else draft.turn.encode(),
+                    draft.kind.encode(),
+                    body,
+                )
+                row = (seq, draft.stream, draft.turn, draft.kind, draft.version, at_ms)
+                text = body.decode()
+                connection.execute("INSERT INTO event VALUES (?,?,?,?,?,?,?,?)", (*row, text, tip))
+                events.append(_event((*row, text)))
             connection.execute("UPDATE head SET seq = ?, hash = ?", (seq, tip))
             for derived in index:
                 derived.write(connection)
             return tuple(events)
 
-        return await self._database.write(work, durable=durable)
+        return await self._database.write(
+            work,
+            durable=durable,
+            opens_work=opens_work,
+            committed=partial(self._announce, drafts),
+        )
 
     async def read(
         self,
@@ -123,28 +134,51 @@ class Journal:
         """Events of every stream, oldest first."""
         return await self._select("1", [], after, None, limit, False, kinds)
 
-    async def verify(self) -> ChainReport:
-        """Check every row against the chain, and the chain against its head."""
-        seq, tip = 0, bytes(32)
+    async def heartbeat(self) -> None:
+        """Goes through the writer and back: proof for the watchdog that it still commits."""
+        await self._database.write(lambda connection: None)
+
+    async def tail(
+        self, *, stream: str | None = None, turn: str | None = None, after: int = 0
+    ) -> AsyncIterator[Event]:
+        """Events after a position, those on disk first, then each as it comes; never ends.
+
+        Of one stream, or one turn, or (neither given) of all. Every event once, in order.
+        """
+        where = "stream = ?" if stream is not None else "1"
+        values = [stream] if stream is not None else []
+        if turn is not None:
+            where, values = f"{where} AND turn = ?", [*values, turn]
+        topic = _topic(stream, turn)
         while True:
-            rows = await self._database.read(partial(_chain_rows, after=seq))
-            for *row, stored in rows:
-                if row[0] != seq + 1:
-                    return ChainReport(seq, seq + 1, f"event {seq + 1} is missing")
-                tip = _hash(tip, tuple(row))
-                if tip != stored:
-                    return ChainReport(seq, row[0], f"event {row[0]} is not what was written")
-                seq = row[0]
-            if len(rows) < VERIFY_CHUNK:
-                break
-        head_seq, head = await self._database.read(
-            lambda connection: connection.execute("SELECT seq, hash FROM head").fetchone()
-        )
-        if head_seq > seq:
-            return ChainReport(seq, seq + 1, f"the last {head_seq - seq} events are missing")
-        if head_seq == seq and head != tip:
-            return ChainReport(seq, seq, "the head does not match the last event")
-        return ChainReport(seq)
+            arrival = self._arrivals.setdefault(topic, asyncio.Event())
+            events = await self._select(where, values, after, None, TAIL_CHUNK, False, ())
+            for event in events:
+                yield event
+                after = event.seq
+            if not events:
+                await arrival.wait()
+
+    async def head(self) -> Head:
+        """Where the journal ends; kept elsewhere, a witness for a later `verify`."""
+        return await self._database.read(read_head)
+
+    async def verify(self, witness: Head | None = None) -> ChainReport:
+        """Check every row against the chain, and the chain against its head and the witness."""
+        check = Check(witness)
+        while check.report is None:
+            chunk = await self._database.read(partial(read_chunk, after=check.seq))
+            await asyncio.to_thread(check.take, chunk)
+        return check.report
+
+    def _announce(self, drafts: Sequence[Draft]) -> None:
+        """Wake who follows these; a later follower makes itself a new bell before it reads."""
+        topics = {_topic(None, None)}
+        for draft in drafts:
+            topics |= {_topic(draft.stream, None), _topic(None, draft.turn)}
+        for topic in topics:
+            if arrival := self._arrivals.pop(topic, None):
+                arrival.set()
 
     async def _select(
         self,
@@ -172,27 +206,20 @@ class Journal:
         )
 
 
-def _chain_rows(connection: sqlite3.Connection, after: int) -> list[tuple[Any, ...]]:
-    return connection.execute(
-        "SELECT seq, stream, turn, kind, version, at_ms, body, hash FROM event "
-        "WHERE seq > ? ORDER BY seq LIMIT ?",
-        (after, VERIFY_CHUNK),
-    ).fetchall()
+def _topic(stream: str | None, turn: str | None) -> str:
+    if turn is not None:
+        return f"turn {turn}"
+    return "" if stream is None else f"stream {stream}"
 
 
-def _encode(body: Mapping[str, Json]) -> str:
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+def _encode(body: Mapping[str, Json]) -> bytes:
+    """Compact JSON in UTF-8; half a surrogate pair (models emit them) goes in escaped."""
+    try:
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(body, separators=(",", ":")).encode()
 
 
 def _event(row: tuple[Any, ...]) -> Event:
     seq, stream, turn, kind, version, at_ms, body = row
     return Event(seq, stream, kind, json.loads(body), turn, version, at_ms)
-
-
-def _hash(tip: bytes, row: tuple[Any, ...]) -> bytes:
-    """SHA-256 over the hash before and the row; lengths written, so that no two rows read alike."""
-    digest = hashlib.sha256(tip)
-    for value in row:
-        field = b"\0" if value is None else str(value).encode("utf-8", "surrogatepass")
-        digest.update(len(field).to_bytes(8, "big") + field)
-    return digest.digest()

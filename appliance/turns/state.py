@@ -282,7 +282,12 @@ def _answered(state: TurnState, body: ev.ApprovalAnswered) -> TurnState:
     """Once answered, always answered: a second answer changes nothing."""
     call = next((c for c in state.steps[-1].calls if c.call.call_id == body.call_id), None)
     asked = call.approval if call is not None else None
-    if call is None or asked is None or asked.approval_id != body.approval_id or call.answer is not None:
+    if (
+        call is None
+        or asked is None
+        or asked.approval_id != body.approval_id
+        or call.answer is not None
+    ):
         return state
     status = CallStatus.ALLOWED if body.decision.startswith("allow") else CallStatus.DENIED
     return _set_call(state, body.call_id, TurnStatus.RUNNING, status=status, answer=body)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -107,13 +107,7 @@ class History(Protocol):
 
 
 class Leases(Protocol):
-    def lease(self, need: LeaseRequest) -> AsyncLease: ...
-
-
-class AsyncLease(Protocol):
-    async def __aenter__(self) -> Lease: ...
-
-    async def __aexit__(self, *exit: object) -> bool | None: ...
+    def lease(self, need: LeaseRequest) -> AbstractAsyncContextManager[Lease]: ...
 
 
 class _Preempted(EngineError):

@@ -1,0 +1,212 @@
+"""The composition root: builds the rooms bottom first, binds the doors last, ends in reverse.
+
+Everything that lives is entered here, in one `AsyncExitStack` inside one `TaskGroup`; no room
+knows another one's constructor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import secrets
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from appliance.api import bodies
+from appliance.api.native import NativeApi
+from appliance.api.peer import Tokens
+from appliance.api.server import Server
+from appliance.clock import SystemClock
+from appliance.config import diff as diffs
+from appliance.config.manifest import ModelFile, load_manifest
+from appliance.config.paths import Paths
+from appliance.config.schema import Config
+from appliance.daemon import systemd
+from appliance.daemon.closed import ClosedDoor, EvenScore, NoPurse, NoTools
+from appliance.daemon.control import Control
+from appliance.daemon.doctor import run_checks
+from appliance.daemon.engines import Engines
+from appliance.daemon.placer import MemoryPlacer, agent_specs, device_views, model_specs
+from appliance.daemon.reload import Configuration
+from appliance.gpu.inventory import Prober
+from appliance.scheduler.core import Core
+from appliance.scheduler.dispatcher import Scheduler
+from appliance.store.approvals import Approvals
+from appliance.store.database import Database
+from appliance.store.index import Index
+from appliance.store.journal import Journal
+from appliance.tools.types import ToolContext
+from appliance.turns.calls import CallRunner
+from appliance.turns.history import JournalHistory
+from appliance.turns.limits import tightened
+from appliance.turns.live import LiveTurn
+from appliance.turns.loop import run_turn
+from appliance.turns.places import Health, Places
+from appliance.turns.service import Turns
+from appliance.turns.step import Steps
+
+log = logging.getLogger(__name__)
+
+TOKEN_BYTES = 32
+
+
+async def run_daemon(paths: Paths, config: Config, stop: asyncio.Event) -> None:
+    """Run until `stop` is set; returns when everything is parked and closed."""
+    clock = SystemClock()
+    manifest = await asyncio.to_thread(load_manifest)
+    configuration = Configuration(paths.config_file, config)
+    async with AsyncExitStack() as rooms:
+        database = await rooms.enter_async_context(Database(paths.state_dir))
+        journal = Journal(database, clock)
+        index, approvals = Index(database), Approvals(database)
+        prober = await rooms.enter_async_context(Prober(clock=clock, interval_s=config.gpu.poll_s))
+        engines = Engines(lambda: configuration.current, paths, manifest)
+        scheduler = await rooms.enter_async_context(Scheduler(Core(MemoryPlacer()), engines, clock))
+        await scheduler.inventory_changed(device_views(prober.latest, config))
+        await _reconfigure(scheduler, config, paths, manifest)
+        health = Health(clock)
+        places = Places(
+            lambda: configuration.current,
+            scheduler.snapshot,
+            health,
+            ClosedDoor(),
+            NoPurse(),
+            clock,
+        )
+        toolbox, purse, scorer = NoTools(), NoPurse(), EvenScore()
+        steps = Steps(
+            config=lambda: configuration.current,
+            leases=scheduler,
+            places=places,
+            health=health,
+            scorer=scorer,
+            spending=purse,
+            history=JournalHistory(journal, index),
+            specs=toolbox.specs,
+            clock=clock,
+            chance=random.Random(),
+        )
+
+        async def run(turn: LiveTurn) -> None:
+            accepted = turn.state.accepted
+            limits = configuration.current.limits_of(accepted.agent)
+            calls = CallRunner(
+                turn,
+                toolbox,
+                lambda step: _context(turn, step, paths),
+                clock,
+                configuration.current.tools.approval_s,
+                set(),
+            )
+            await run_turn(
+                turn, steps, calls, tightened(limits, accepted.limits), clock,
+                lambda: turns.is_draining,
+            )  # fmt: skip
+
+        turns = await rooms.enter_async_context(
+            Turns(journal, index, approvals, lambda: configuration.current, run, clock)
+        )
+
+        async def checks() -> list[bodies.Check]:
+            return await run_checks(
+                journal=journal,
+                config=configuration.current,
+                state_dir=paths.state_dir,
+                models_dir=paths.models_dir,
+                manifest=manifest,
+                inventory=prober.latest,
+                sandbox=lambda: bodies.Check(name="sandbox", ok=True, detail="no tools yet"),
+            )
+
+        control = Control(
+            configuration=configuration,
+            scheduler=scheduler,
+            inventory=lambda: prober.latest,
+            turns=turns,
+            approvals=approvals,
+            places=places,
+            scorer=scorer,
+            budget=purse.summary,
+            checks=checks,
+            clock=clock,
+        )
+        native = NativeApi(turns, index, approvals, control)
+
+        async def apply(before: Config, after: Config, changes: tuple[diffs.Change, ...]) -> None:
+            await _reconfigure(scheduler, after, paths, manifest)
+
+        configuration.on_change(apply)
+        background = await rooms.enter_async_context(asyncio.TaskGroup())
+        resumed = await turns.recover()
+        await rooms.enter_async_context(
+            Server(
+                native.endpoints(),
+                socket_path=paths.socket,
+                http=config.daemon.http_address,
+                http_hosts=config.daemon.http_hosts,
+                tokens=_tokens(paths) if config.daemon.http else None,
+                access=lambda: configuration.current.access,
+                body_max_bytes=lambda: configuration.current.daemon.body_max_bytes,
+            )
+        )
+
+        async def is_alive() -> None:
+            await scheduler.heartbeat()
+            await journal.heartbeat()
+
+        chores = [
+            background.create_task(configuration.watch(), name="config watch"),
+            background.create_task(_tell_inventory(prober, scheduler, configuration), name="gpu"),
+            background.create_task(systemd.feed_watchdog(is_alive), name="watchdog"),
+        ]
+        systemd.notify("READY=1", f"STATUS=serving on {paths.socket}")
+        log.info("ready on %s, %d turns resumed", paths.socket, resumed)
+        await stop.wait()
+        systemd.notify("STOPPING=1")
+        log.info("stopping: %d turns unfinished", turns.unfinished_count)
+        await turns.drain(configuration.current.daemon.drain_s)
+        for chore in chores:
+            chore.cancel()
+
+
+async def _reconfigure(
+    scheduler: Scheduler, config: Config, paths: Paths, manifest: Mapping[str, ModelFile]
+) -> None:
+    specs = await asyncio.to_thread(model_specs, config, paths.models_dir, manifest)
+    await scheduler.reconfigure(specs, agent_specs(config))
+
+
+async def _tell_inventory(
+    prober: Prober, scheduler: Scheduler, configuration: Configuration
+) -> None:
+    async for inventory in prober.snapshots():
+        await scheduler.inventory_changed(device_views(inventory, configuration.current))
+
+
+def _context(turn: LiveTurn, step: int, paths: Paths) -> ToolContext:
+    state = turn.state
+    return ToolContext(
+        session_id=state.session_id,
+        turn_id=state.turn_id,
+        step_id=f"{state.turn_id}.{step}",
+        agent=state.accepted.agent,
+        workspace=paths.state_dir / "workspaces" / state.session_id,
+        label=state.label,
+        uid=state.accepted.owner_uid,
+    )
+
+
+def _tokens(paths: Paths) -> Tokens:
+    """The TCP side's tokens; the first admin token is made on first use, mode 0600."""
+    path: Path = paths.admin_token
+    try:
+        return Tokens(path.read_text().strip())
+    except FileNotFoundError:
+        token = secrets.token_urlsafe(TOKEN_BYTES)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(token + "\n")
+        return Tokens(token)

@@ -1,0 +1,88 @@
+"""Builds engine instances from the configuration; the only place that knows all kinds of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from appliance.config.manifest import ModelFile, model_path
+from appliance.config.models import LlamaCppModel, ScriptedModel
+from appliance.config.paths import Paths
+from appliance.config.schema import Config
+from appliance.engines.base import Engine
+from appliance.engines.llamacpp.engine import LlamaCppEngine
+from appliance.engines.llamacpp.params import LlamaCppParams
+from appliance.engines.scripted import ScriptedEngine
+from appliance.errors import ModelBroken
+from appliance.gpu.gguf import precheck
+from appliance.gpu.types import Placement
+
+log = logging.getLogger(__name__)
+worker_log = logging.getLogger("appliance.worker")
+
+
+class Engines:
+    """`scheduler.dispatcher.EngineFactory`: constructs, starts nothing."""
+
+    def __init__(
+        self, config: Callable[[], Config], paths: Paths, manifest: Mapping[str, ModelFile]
+    ) -> None:
+        self._config = config
+        self._paths = paths
+        self._manifest = manifest
+
+    def create(self, model: str, placement: object) -> Engine:
+        """An instance of this model in this placement. Raises `ModelBroken` for a bad entry."""
+        entry = self._config().models[model]
+        if isinstance(entry, LlamaCppModel):
+            assert isinstance(placement, Placement)
+            return self._llamacpp(model, entry, placement)
+        if isinstance(entry, ScriptedModel):
+            return ScriptedEngine.from_config(entry, self._paths.config_file.parent)
+        raise ModelBroken(
+            f"model {model!r}: this release has no engine {entry.engine!r}",
+            hint="appliance doctor lists the engines",
+        )
+
+    def _llamacpp(self, name: str, entry: LlamaCppModel, placement: Placement) -> Engine:
+        config = self._config()
+        path = model_path(entry.file, self._paths.models_dir, self._manifest)
+        template = entry.chat_template_file
+        params = LlamaCppParams(
+            model_path=path,
+            context_window=placement.context_window,
+            slots=placement.slots,
+            gpu_layers=placement.gpu_layers,
+            tensor_split=placement.tensor_split,
+            kv_type=placement.kv_type.value,
+            threads=entry.threads or config.gpu.cpu_threads,
+            ubatch_tokens=entry.batch_tokens,
+            chat_template=(self._beside_config(template)).read_text() if template else None,
+            adapters={key: self._paths.models_dir / value for key, value in entry.adapters.items()},
+            embeddings=entry.embeddings,
+            park_dir=self._paths.state_dir / "park",
+            park_ram_bytes=config.gpu.park_ram_bytes,
+            park_disk_bytes=config.gpu.park_disk_bytes,
+            environment={"CUDA_VISIBLE_DEVICES": ",".join(placement.cards)},
+            start_timeout_s=entry.start_timeout_s,
+        )
+        return LlamaCppEngine(
+            params, precheck=partial(_check_file, name), on_log=partial(_log_line, name)
+        )
+
+    def _beside_config(self, file: str) -> Path:
+        return self._paths.config_file.parent / file
+
+
+def _check_file(name: str, path: Path) -> None:
+    if not path.exists():
+        raise ModelBroken(
+            f"model {name!r}: there is no file {path}", hint=f"appliance models fetch {name}"
+        )
+    precheck(path)
+
+
+def _log_line(name: str, line: str) -> None:
+    worker_log.debug("%s: %s", name, line)
