@@ -233,6 +233,13 @@ class ClaudeModel(_Provider):
     )
     images: bool = Field(True, description="Whether it reads images.")
     thinking: bool = Field(True, description="Whether it can be asked to think first.")
+    takes_sampling: bool = Field(
+        False, description="Whether it takes temperature, top_p and top_k; newer ones refuse them."
+    )
+    takes_forced_tools: bool = Field(
+        False,
+        description="Whether a tool call can be demanded of it; newer ones refuse the request.",
+    )
 
     _url = field_validator("base_url")(lambda value: check_url(value))
 
