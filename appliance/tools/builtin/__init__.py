@@ -1,0 +1,1 @@
+"""The tools every installation has, one family a file."""

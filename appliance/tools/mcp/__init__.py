@@ -1,0 +1,1 @@
+"""Tools of other people's programs: a client of the Model Context Protocol."""

@@ -1,0 +1,1 @@
+"""Contains a tool's process: bubblewrap, else Landlock; what each mount and bound is for."""
