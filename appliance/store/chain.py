@@ -45,7 +45,7 @@ class ChainReport:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some rows in order, and the head as it was in the same snapshot; `is_last` when none follow."""
+    """Rows in order, and the head of the same snapshot; `is_last` when no rows follow."""
 
     rows: list[tuple[object, ...]]
     head: Head

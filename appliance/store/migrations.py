@@ -75,6 +75,66 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE INDEX approval_by_status ON approval (status, approval_id);
     """,
+    """
+    CREATE TABLE spend (
+        seq INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        reservation_id TEXT NOT NULL,
+        kind TEXT NOT NULL CHECK (kind IN ('reserve', 'settle', 'release')),
+        currency TEXT NOT NULL,
+        amount INTEGER NOT NULL CHECK (amount >= 0),
+        agent TEXT NOT NULL,
+        session TEXT NOT NULL,
+        turn TEXT NOT NULL,
+        workflow TEXT NOT NULL,
+        day TEXT NOT NULL,
+        month TEXT NOT NULL,
+        at_ms INTEGER NOT NULL
+    );
+    CREATE UNIQUE INDEX spend_opened ON spend (reservation_id, currency) WHERE kind = 'reserve';
+    CREATE UNIQUE INDEX spend_closed ON spend (reservation_id, currency) WHERE kind <> 'reserve';
+    CREATE TABLE spend_total (
+        currency TEXT NOT NULL,
+        scope TEXT NOT NULL,
+        name TEXT NOT NULL,
+        period TEXT NOT NULL,
+        reserved INTEGER NOT NULL,
+        settled INTEGER NOT NULL,
+        PRIMARY KEY (currency, scope, name, period)
+    );
+    CREATE TABLE reservation (
+        reservation_id TEXT NOT NULL,
+        currency TEXT NOT NULL,
+        spend_id TEXT NOT NULL,
+        PRIMARY KEY (reservation_id, currency)
+    );
+
+    CREATE TABLE outcome (
+        outcome_id TEXT PRIMARY KEY,
+        turn TEXT NOT NULL,
+        agent TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        at_ms INTEGER NOT NULL,
+        body TEXT NOT NULL
+    );
+    CREATE INDEX outcome_by_turn ON outcome (turn);
+    CREATE TABLE parameters (
+        name TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        at_ms INTEGER NOT NULL,
+        payload BLOB NOT NULL,
+        PRIMARY KEY (name, version)
+    );
+    CREATE TABLE standing_grant (
+        grant_id TEXT PRIMARY KEY,
+        agent TEXT NOT NULL,
+        tool TEXT NOT NULL,
+        pattern TEXT NOT NULL,
+        granted_by INTEGER NOT NULL,
+        created_ms INTEGER NOT NULL,
+        revoked_ms INTEGER
+    );
+    """,
 )
 
 

@@ -40,7 +40,8 @@ class Reserve:
             finally:
                 os.close(descriptor)
         except OSError:
-            self.is_spent = True
+            self.is_spent = False
+            self.spend()  # what was allocated in part
             return False
         self.is_spent = False
         return True
