@@ -19,6 +19,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
+from appliance.gpu.cache import cache_cells
 from appliance.gpu.calibration import Calibration
 from appliance.gpu.compute import compute_bytes
 from appliance.gpu.ggml_types import KV_BLOCKS, row_bytes
@@ -26,15 +27,11 @@ from appliance.gpu.types import (
     HOST,
     Estimate,
     KvType,
-    LayerKind,
     LayerShape,
     ModelShape,
     PlanParams,
     Term,
 )
-
-CELL_PADDING = 256
-"""Cells of a cache come in multiples of this (`GGML_PAD(n_ctx, 256)`)."""
 
 NO_CALIBRATION = Calibration()
 
@@ -93,24 +90,6 @@ def layer_devices(n_layer: int, plan: PlanParams) -> tuple[str, ...]:
     return tuple(home(il) for il in range(everything))
 
 
-def cache_cells(model: ModelShape, layer: LayerShape, plan: PlanParams) -> int:
-    """Cells per stream of this layer's cache; 0 without one."""
-    if layer.kind not in (LayerKind.ATTENTION, LayerKind.SLIDING):
-        return 0
-    total = pad(max(plan.n_ctx, 1), CELL_PADDING)
-    cells = total if plan.is_unified else pad(max(total // plan.n_seq_max, 1), CELL_PADDING)
-    if layer.kind is LayerKind.ATTENTION or plan.swa_full:
-        return cells
-    window = model.window_tokens * (plan.n_seq_max if plan.is_unified else 1)
-    batch = ubatch_tokens(plan)
-    return pad(min(cells, window + batch), CELL_PADDING)
-
-
-def ubatch_tokens(plan: PlanParams) -> int:
-    """Tokens of one graph: a physical batch no larger than the logical one or the cache."""
-    return min(plan.n_ubatch, plan.n_batch, plan.n_ctx)
-
-
 def kv_bytes(model: ModelShape, layer: LayerShape, plan: PlanParams) -> int:
     cells = cache_cells(model, layer, plan)
     if cells == 0:
@@ -132,10 +111,9 @@ def state_bytes(layer: LayerShape, plan: PlanParams) -> int:
 
 
 def output_bytes(model: ModelShape, plan: PlanParams) -> int:
-    """Logits (or embeddings) handed to the caller, in host memory (`output_reserve`)."""
-    if model.is_encoder:
-        return plan.n_seq_max * model.n_embd * 4
-    return plan.n_seq_max * model.n_vocab * 4
+    """Logits, and an encoder's embeddings, for the caller in host memory (`output_reserve`)."""
+    width = model.n_vocab + (model.n_embd if model.is_encoder else 0)
+    return plan.n_seq_max * width * 4
 
 
 def pool_bytes(model: ModelShape, plan: PlanParams, homes: tuple[str, ...], uuid: str) -> int:
@@ -155,10 +133,6 @@ def pool_bytes(model: ModelShape, plan: PlanParams, homes: tuple[str, ...], uuid
 
 
 _UNCONVERTED = frozenset({KvType.F16, KvType.BF16, KvType.F32})
-
-
-def pad(value: int, to: int) -> int:
-    return -(-value // to) * to
 
 
 def _float32(value: float) -> float:

@@ -123,6 +123,13 @@ _INPUT_TENSORS = frozenset(
     f"{name}.weight"
     for name in ("token_embd", "position_embd", "token_types", "per_layer_token_embd")
 )
+_FIRST_BLOCK_TENSORS = frozenset(
+    f"{name}.{part}"
+    for name in ("token_embd_norm", "rope_freqs", "rope_factors_long", "rope_factors_short")
+    for part in ("weight", "bias")
+)
+"""Used by the blocks, so placed with the first (`LLM_TENSOR_LAYER_REPEATING`); in LFM2 files
+`token_embd_norm` is the output norm."""
 
 
 def read_shape(path: Path) -> ModelShape:
@@ -137,7 +144,7 @@ def shape_from(headers: Sequence[GgufHeader], content_hash: str = "") -> ModelSh
     if not 0 < n_layer <= MAX_LAYERS:
         raise keys.broken(f"claims {n_layer} layers; 1 to {MAX_LAYERS} are read")
     n_trunk = n_layer - keys.integer("nextn_predict_layers", 0)
-    weights = _weights(headers, n_layer, n_trunk if n_trunk > 0 else n_layer)
+    weights = _weights(arch, headers, n_layer, n_trunk if n_trunk > 0 else n_layer)
     window, swa = _sliding_layers(keys, n_layer)
     n_embd = keys.integer("embedding_length")
     n_vocab = _vocabulary(keys, headers)
@@ -171,12 +178,12 @@ def shape_from(headers: Sequence[GgufHeader], content_hash: str = "") -> ModelSh
         is_exact=arch not in _OWN_CACHE,
         parameters={
             "key_length": keys.head_length("key", False),
-            "value_length": keys.head_length("value", False),
             "d_inner": keys.integer("ssm.inner_size", 0),
             "d_state": keys.integer("ssm.state_size", 0),
-            "n_ff_shared": keys.integer("expert_shared_feed_forward_length", 0),
+            "n_group": keys.integer("ssm.group_count", 0),
+            "dt_rank": keys.integer("ssm.time_step_rank", 0),
             "kv_lora_rank": keys.integer("attention.kv_lora_rank", 0),
-            "key_length_mla": keys.integer("attention.key_length_mla", 0),
+            "is_gated": int(_is_gated(headers)),
             "wkv_head_size": keys.integer("wkv.head_size", 0),
         },
     )
@@ -365,7 +372,7 @@ class _Weights:
     tied: int
 
 
-def _weights(headers: Sequence[GgufHeader], n_layer: int, n_trunk: int) -> _Weights:
+def _weights(arch: str, headers: Sequence[GgufHeader], n_layer: int, n_trunk: int) -> _Weights:
     """Bytes per block, each tensor padded to 32 as the backend's allocator does.
 
     Draft (next-token prediction) blocks come after the trunk and are skipped by the loader
@@ -383,6 +390,8 @@ def _weights(headers: Sequence[GgufHeader], n_layer: int, n_trunk: int) -> _Weig
                 blocks[int(match[1])] += size
                 if "_exps." in tensor.name:
                     experts[int(match[1])] += size
+            elif tensor.name in _FIRST_BLOCK_TENSORS and not arch.startswith("lfm2"):
+                blocks[0] += size
             elif tensor.name in _INPUT_TENSORS:
                 entry += size
                 embedding = size if tensor.name == "token_embd.weight" else embedding
@@ -390,6 +399,19 @@ def _weights(headers: Sequence[GgufHeader], n_layer: int, n_trunk: int) -> _Weig
                 output += size
                 has_head = has_head or tensor.name == "output.weight"
     return _Weights(tuple(blocks), tuple(experts), entry, output, 0 if has_head else embedding)
+
+
+def _is_gated(headers: Sequence[GgufHeader]) -> bool:
+    """A feed-forward net with a gate, as a tensor of its own or the first half of `ffn_up`."""
+    for header in headers:
+        for tensor in header.tensors:
+            if ".ffn_gate" in tensor.name:
+                return True
+            if tensor.name == "blk.0.ffn_up.weight":
+                down = next((t for t in header.tensors if t.name == "blk.0.ffn_down.weight"), None)
+                if down is not None and tensor.dimensions[1] == 2 * down.dimensions[0]:
+                    return True
+    return False
 
 
 def _vocabulary(keys: _Keys, headers: Sequence[GgufHeader]) -> int:
