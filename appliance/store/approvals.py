@@ -10,6 +10,8 @@ from appliance.store.index import select, upsert
 
 PENDING = "pending"
 
+GRANTS_MAX = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class ApprovalRow:
@@ -51,3 +53,38 @@ class Approvals:
         return await self._database.read(
             lambda connection: [ApprovalRow(*row) for row in connection.execute(sql, values)]
         )
+
+
+@dataclass(frozen=True, slots=True)
+class GrantRow:
+    """A standing "allow always": calls of this tool that match `pattern` are not asked about.
+
+    What a pattern means is the tools' matter. `revoked_ms` ends it; the row stays.
+    """
+
+    grant_id: str
+    agent: str
+    tool: str
+    pattern: str
+    granted_by: int
+    created_ms: int
+    revoked_ms: int | None = None
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        upsert(connection, "standing_grant", self)
+
+
+class Grants:
+    """Looks up standing grants."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def standing(self, agent: str, tool: str | None = None) -> list[GrantRow]:
+        """Those in force for an agent, newest first."""
+        where = {"agent": agent, "tool": tool}
+        sql, values = select(GrantRow, "standing_grant", where, None, GRANTS_MAX)
+        rows = await self._database.read(
+            lambda connection: [GrantRow(*row) for row in connection.execute(sql, values)]
+        )
+        return [row for row in rows if row.revoked_ms is None]
