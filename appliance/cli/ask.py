@@ -115,6 +115,8 @@ class Watcher:
                 err.print(f"[yellow]{escape(clean(said[:500]))}[/yellow]")
 
     def _say_progress(self, item: Mapping[str, Any]) -> None:
+        if self._written:
+            return
         words = {"queued": "waiting for a slot", "loading": "loading the model",
                  "prefill": "reading the prompt"}  # fmt: skip
         text = words.get(item["stage"], item["stage"])

@@ -42,7 +42,7 @@ def models(context: typer.Context, as_json: JsonFlag = False) -> None:
     print_table(
         ("model", "engine", "place", "state", "window", "free slots", "memory", "tokens/s"),
         [(row["name"], row["engine"], row["place"], row["state"], row["context_window"],
-          f"{row['slots_free']}/{row['slots']}", gib(row["vram_bytes"]) if row["vram_bytes"] else "",
+          f"{row['slots_free']}/{row['slots']}", _memory(row["vram_bytes"]),
           f"{row['tokens_per_s']:.0f}" if row["tokens_per_s"] else "")
          for row in found],
         "no models are configured",
@@ -148,3 +148,7 @@ def set_model(
         return
     for change in done["changes"]:
         out.print(change["text"])
+
+
+def _memory(size: int) -> str:
+    return gib(size) if size else ""

@@ -68,7 +68,7 @@ def render(found: dict[str, Any]) -> RenderableType:
 def _headline(found: dict[str, Any]) -> Text:
     minutes = found["uptime_s"] / 60
     colour = {"ready": "green", "degraded": "yellow"}.get(found["state"], "red")
-    text = Text.from_markup(
+    return Text.from_markup(
         f"[bold]appliance {found['version']}[/bold] [{colour}]{found['state']}[/{colour}] "
         f"up {minutes:.0f} min · {found['rss_bytes'] / (1 << 20):.0f} MiB · "
         f"config {found['config_revision']}\n"
@@ -77,7 +77,6 @@ def _headline(found: dict[str, Any]) -> Text:
         f"today ${found['spend_today_micro_usd'] / 1_000_000:.2f}"
         + (" · air gap" if found["air_gap"] else "")
     )
-    return text
 
 
 def _devices(found: dict[str, Any]) -> Table:
