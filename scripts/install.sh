@@ -73,7 +73,7 @@ install_user_and_folders() {
         useradd --system --user-group --home-dir "$state" --shell /usr/sbin/nologin appliance
     if [ $scope = system ]; then
         install -d -m 0755 "$program" "$releases"
-        install -d -m 0750 -o root -g appliance "$config"
+        install -d -m 0750 -o appliance -g appliance "$config"
         install -d -m 0700 -o appliance -g appliance "$state" "$models"
     else
         install -d -m 0755 "$program" "$releases" "$(dirname "$command")" "$(dirname "$unit")"
@@ -102,9 +102,9 @@ install_release() { # NAME
 install_config() {
     local example=$REPOSITORY/config.toml
     if [ $scope = system ]; then
-        install -m 0640 -o root -g appliance "$example" "$config"/config.toml.example
-        [ -e "$config"/config.toml ] ||
-            install -m 0640 -o root -g appliance "$example" "$config"/config.toml
+        install -m 0640 -o appliance -g appliance "$example" "$config/config.toml.example"
+        [ -e "$config/config.toml" ] ||
+            install -m 0640 -o appliance -g appliance "$example" "$config/config.toml"
     else
         install -m 0600 "$example" "$config/config.toml.example"
         [ -e "$config/config.toml" ] || install -m 0600 "$example" "$config/config.toml"
