@@ -62,8 +62,8 @@ class Outcomes:
         sql = "SELECT * FROM outcome WHERE outcome_id > ? ORDER BY outcome_id LIMIT ?"
         return await self._database.read(
             lambda connection: [
-                OutcomeRow(*row[:-1], body=json.loads(row[-1]))
-                for row in connection.execute(sql, (after, limit))
+                OutcomeRow(id, turn, agent, kind, at_ms, json.loads(body))
+                for id, turn, agent, kind, at_ms, body in connection.execute(sql, (after, limit))
             ]
         )
 
