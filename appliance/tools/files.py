@@ -24,6 +24,9 @@ ENTRIES_MAX = 2_000
 WALK_MAX = 50_000
 """Files looked at by one search, so that a huge tree ends in seconds."""
 
+DIFF_MAX_LINES = 2_000
+"""Comparing takes time with the square of this, and a person is waiting."""
+
 LINE_MAX_CHARS = 400
 SKIPPED_FOLDERS = frozenset({".git", "node_modules", "__pycache__", ".venv"})
 OUTPUTS_FOLDER = ".outputs"
@@ -117,11 +120,15 @@ def keep_output(workspace: Workspace, call_id: str, data: bytes) -> str:
 
 
 def diff(path: str, before: str, after: str) -> str:
-    """A unified diff for people; the file's name on both sides."""
-    lines = difflib.unified_diff(
+    """A unified diff for people; of what is too large to compare, both sides whole."""
+    if max(before.count("\n"), after.count("\n")) > DIFF_MAX_LINES:
+        lines = [f"-{line}" for line in before.splitlines()]
+        lines += [f"+{line}" for line in after.splitlines()]
+        return "\n".join([f"--- a/{path}", f"+++ b/{path}", *lines])
+    found = difflib.unified_diff(
         before.splitlines(), after.splitlines(), f"a/{path}", f"b/{path}", lineterm="", n=3
     )
-    return "\n".join(lines)
+    return "\n".join(found)
 
 
 def _read(workspace: Workspace, path: str) -> bytes:
