@@ -40,6 +40,10 @@ LOCK_NAME = "lock"
 BATCH_MAX = 256
 """Jobs in one transaction: bounds how long the first of them waits for the rest."""
 
+PAGE_BYTES = 8192
+"""Of a new file. A 4 KiB page holds one 2 KB event, this one three: a third less disk, the same
+CPU (measured)."""
+
 QUEUE_MAX = 10_000
 BUSY_MS = 5_000
 WAL_LIMIT_BYTES = 64 << 20
@@ -284,6 +288,7 @@ def _open_for_writing(path: Path) -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+        connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA journal_size_limit={WAL_LIMIT_BYTES}")
         connection.execute("PRAGMA foreign_keys=ON")
