@@ -6,9 +6,10 @@ What a driver does not offer (MIG, power, process lists) is None, not an error.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 import pynvml as nvml
@@ -109,6 +110,7 @@ class NvmlSession:
     def _read_card(self, index: int, handle: Any, xids: tuple[int, ...]) -> CardReading:
         uuid, name = self._identity.get(index, (f"gpu-{index}", "unknown"))
         try:
+            handle = handle or nvml.nvmlDeviceGetHandleByIndex(index)
             uuid, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
             self._identity[index] = (uuid, name)
             memory = nvml.nvmlDeviceGetMemoryInfo(handle)
@@ -149,12 +151,13 @@ class NvmlSession:
             )
 
     def _subscribe(self) -> None:
-        """Ask for Xids; a card or driver without events just has none."""
+        """Ask for Xids; a card that is sick, or has no events, just tells none."""
         self._events = _maybe(nvml.nvmlEventSetCreate)
-        if self._events is None:
-            return
         for handle in self._handles:
-            _maybe(partial(nvml.nvmlDeviceRegisterEvents, handle, _XID_EVENTS, self._events))
+            if handle is None or self._events is None:
+                continue
+            with contextlib.suppress(nvml.NVMLError):
+                nvml.nvmlDeviceRegisterEvents(handle, _XID_EVENTS, self._events)
 
     def _drain_events(self) -> dict[int, tuple[int, ...]]:
         """Xids since the last reading, by card index. Waits for none."""
@@ -171,8 +174,25 @@ class NvmlSession:
                 xids[index] = (*xids.get(index, ()), int(event.eventData))
         return xids
 
-    def _index_of(self, handle: Any) -> int | None:
-        return _maybe(lambda: int(nvml.nvmlDeviceGetIndex(handle))) if handle else None
+    def _index_of(self, device: Any) -> int | None:
+        """Which card an event is of, by its address: a lost card would not tell its index."""
+        address = _address(device)
+        known = (n for n, handle in enumerate(self._handles) if _address(handle) == address)
+        return next(known, None)
+
+
+def _handle(index: int) -> Any:
+    """A card's handle; None for one that is lost already, which is asked again at each reading."""
+    try:
+        return nvml.nvmlDeviceGetHandleByIndex(index)
+    except nvml.NVMLError as error:
+        if error.value in _HEALTH:
+            return None
+        raise
+
+
+def _address(handle: Any) -> int | None:
+    return ctypes.cast(handle, ctypes.c_void_p).value if handle is not None else None
 
 
 def _maybe(read: Callable[[], T]) -> T | None:

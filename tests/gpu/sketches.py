@@ -365,7 +365,9 @@ def jamba(name: str, layers: int, embd: int, heads: int, kv: int, ff: int) -> Sk
     return model
 
 
-def falcon_h1(name: str, layers: int, embd: int, heads: int, kv: int, ff: int, inner: int) -> Sketch:
+def falcon_h1(
+    name: str, layers: int, embd: int, heads: int, kv: int, ff: int, inner: int
+) -> Sketch:
     state, conv, groups, head, vocab = 256, 4, 1, 128, 65536
     ssm_heads = inner // 64
     model = _state_space(name, "falcon-h1", layers, embd, vocab, inner, state, conv, ssm_heads, 1)
@@ -410,7 +412,9 @@ def granite_hybrid(name: str, layers: int, embd: int, heads: int, kv: int, ff: i
 def nemotron_h(name: str, layers: int, embd: int, heads: int, kv: int, ff: int) -> Sketch:
     inner, state, conv, groups, head, vocab = 8192, 128, 4, 8, 128, 131072
     ssm_heads = 128
-    kinds = ["attention" if il % 13 == 7 else ("ssm" if il % 2 == 0 else "ff") for il in range(layers)]
+    kinds = [
+        "attention" if il % 13 == 7 else ("ssm" if il % 2 == 0 else "ff") for il in range(layers)
+    ]
     model = _state_space(
         name, "nemotron_h", layers, embd, vocab, inner, state, conv, ssm_heads, groups
     )
@@ -464,7 +468,9 @@ def lfm2(name: str, layers: int, embd: int, heads: int, kv: int, ff: int) -> Ske
     return model
 
 
-def qwen3next(name: str, arch: str, layers: int, embd: int, heads: int, kv: int, **moe: int) -> Sketch:
+def qwen3next(
+    name: str, arch: str, layers: int, embd: int, heads: int, kv: int, **moe: int
+) -> Sketch:
     """Three of four layers are gated delta nets; `moe` is empty for the dense sibling."""
     head, state, conv, groups, rank, vocab = 256, 128, 4, 16, 32, 151936
     ff = moe.get("ff", 12288)
@@ -536,7 +542,9 @@ def bert(name: str, arch: str, layers: int, embd: int, heads: int, ff: int) -> S
     return model
 
 
-def gemma3(name: str, layers: int, embd: int, heads: int, kv: int, ff: int, head: int, window: int) -> Sketch:
+def gemma3(
+    name: str, layers: int, embd: int, heads: int, kv: int, ff: int, head: int, window: int
+) -> Sketch:
     return dense(
         name, "gemma3", layers, embd, heads, kv, ff, 262144, head=head, tied=True, qk_norm=True,
         post_norms=True, context=131072, metadata={"attention.sliding_window": window},
@@ -558,24 +566,31 @@ def qwen3(name: str, layers: int, embd: int, heads: int, kv: int, ff: int, tied:
 
 
 def gpt_oss(name: str, layers: int, experts: int) -> Sketch:
-    model = dense(
+    return dense(
         name, "gpt-oss", layers, 2880, 64, 8, 2880, 201088, head=64, experts=experts, used=4,
         ff_expert=2880, sinks=True, ffn_norm=False, context=131072,
         metadata={"attention.sliding_window": 128, "rope.scaling.type": "yarn",
                   "rope.scaling.factor": 32.0},
     )  # fmt: skip
-    return model
 
 
 SKETCHES: dict[str, Callable[[], Sketch]] = {
-    "llama-3.2-1b": lambda: dense("llama-3.2-1b", "llama", 16, 2048, 32, 8, 8192, 128256, tied=True),
-    "llama-3.2-3b": lambda: dense("llama-3.2-3b", "llama", 28, 3072, 24, 8, 8192, 128256, tied=True),
+    "llama-3.2-1b": lambda: dense(
+        "llama-3.2-1b", "llama", 16, 2048, 32, 8, 8192, 128256, tied=True
+    ),
+    "llama-3.2-3b": lambda: dense(
+        "llama-3.2-3b", "llama", 28, 3072, 24, 8, 8192, 128256, tied=True
+    ),
     "llama-3.1-8b": lambda: dense("llama-3.1-8b", "llama", 32, 4096, 32, 8, 14336, 128256),
     "llama-3.1-70b": lambda: dense("llama-3.1-70b", "llama", 80, 8192, 64, 8, 28672, 128256),
     "llama-2-7b": lambda: dense("llama-2-7b", "llama", 32, 4096, 32, 32, 11008, 32000),
     "tinyllama-1.1b": lambda: dense("tinyllama-1.1b", "llama", 22, 2048, 32, 4, 5632, 32000),
-    "mistral-nemo-12b": lambda: dense("mistral-nemo-12b", "llama", 40, 5120, 32, 8, 14336, 131072, head=128),
-    "mixtral-8x7b": lambda: dense("mixtral-8x7b", "llama", 32, 4096, 32, 8, 14336, 32000, experts=8, used=2),
+    "mistral-nemo-12b": lambda: dense(
+        "mistral-nemo-12b", "llama", 40, 5120, 32, 8, 14336, 131072, head=128
+    ),
+    "mixtral-8x7b": lambda: dense(
+        "mixtral-8x7b", "llama", 32, 4096, 32, 8, 14336, 32000, experts=8, used=2
+    ),
     "qwen2.5-0.5b": lambda: dense("qwen2.5-0.5b", "qwen2", 24, 896, 14, 2, 4864, 151936, tied=True),
     "qwen2.5-7b": lambda: dense("qwen2.5-7b", "qwen2", 28, 3584, 28, 4, 18944, 152064),
     "qwen2.5-32b": lambda: dense("qwen2.5-32b", "qwen2", 64, 5120, 40, 8, 27648, 152064),
@@ -583,36 +598,95 @@ SKETCHES: dict[str, Callable[[], Sketch]] = {
     "qwen3-8b": lambda: qwen3("qwen3-8b", 36, 4096, 32, 8, 12288, False),
     "qwen3-32b": lambda: qwen3("qwen3-32b", 64, 5120, 64, 8, 25600, False),
     "qwen3-30b-a3b": lambda: dense(
-        "qwen3-30b-a3b", "qwen3moe", 48, 2048, 32, 4, 6144, 151936, head=128, qk_norm=True,
-        experts=128, used=8, ff_expert=768,
+        "qwen3-30b-a3b",
+        "qwen3moe",
+        48,
+        2048,
+        32,
+        4,
+        6144,
+        151936,
+        head=128,
+        qk_norm=True,
+        experts=128,
+        used=8,
+        ff_expert=768,
     ),
     "qwen1.5-moe-a2.7b": lambda: qwen2moe("qwen1.5-moe-a2.7b", 24, 2048, 16, 1408, 5632),
-    "gemma-7b": lambda: dense("gemma-7b", "gemma", 28, 3072, 16, 16, 24576, 256000, head=256, tied=True),
+    "gemma-7b": lambda: dense(
+        "gemma-7b", "gemma", 28, 3072, 16, 16, 24576, 256000, head=256, tied=True
+    ),
     "gemma-2-2b": lambda: gemma2("gemma-2-2b", 26, 2304, 8, 4, 9216, 256),
     "gemma-2-9b": lambda: gemma2("gemma-2-9b", 42, 3584, 16, 8, 14336, 256),
     "gemma-3-270m": lambda: gemma3("gemma-3-270m", 18, 640, 4, 1, 2048, 256, 512),
     "gemma-3-4b": lambda: gemma3("gemma-3-4b", 34, 2560, 8, 4, 10240, 256, 1024),
     "gemma-3-27b": lambda: gemma3("gemma-3-27b", 62, 5376, 32, 16, 21504, 128, 1024),
     "phi-3-mini": lambda: dense(
-        "phi-3-mini", "phi3", 32, 3072, 32, 32, 8192, 32064, fused_qkv=True, fused_up=True,
+        "phi-3-mini",
+        "phi3",
+        32,
+        3072,
+        32,
+        32,
+        8192,
+        32064,
+        fused_qkv=True,
+        fused_up=True,
         metadata={"attention.sliding_window": 2047},
     ),
     "phi-4-14b": lambda: dense(
-        "phi-4-14b", "phi3", 40, 5120, 40, 10, 17920, 100352, fused_qkv=True, fused_up=True,
+        "phi-4-14b",
+        "phi3",
+        40,
+        5120,
+        40,
+        10,
+        17920,
+        100352,
+        fused_qkv=True,
+        fused_up=True,
     ),
     "command-r7b": lambda: dense(
-        "command-r7b", "cohere2", 32, 4096, 32, 8, 14336, 256000, tied=True, ffn_norm=False,
+        "command-r7b",
+        "cohere2",
+        32,
+        4096,
+        32,
+        8,
+        14336,
+        256000,
+        tied=True,
+        ffn_norm=False,
         metadata={"attention.sliding_window": 4096, "logit_scale": 0.25},
     ),
     "command-r-35b": lambda: dense(
-        "command-r-35b", "command-r", 40, 8192, 64, 64, 22528, 256000, tied=True, ffn_norm=False,
+        "command-r-35b",
+        "command-r",
+        40,
+        8192,
+        64,
+        64,
+        22528,
+        256000,
+        tied=True,
+        ffn_norm=False,
         metadata={"logit_scale": 0.0625},
     ),
     "gpt-oss-20b": lambda: gpt_oss("gpt-oss-20b", 24, 32),
     "gpt-oss-120b": lambda: gpt_oss("gpt-oss-120b", 36, 128),
     "deepseek-v2-lite": lambda: mla("deepseek-v2-lite", 27, 2048, 16, 10944, 64, 6, 1408),
     "deepseek-v3": lambda: mla(
-        "deepseek-v3", 61, 7168, 128, 18432, 256, 8, 2048, q_rank=1536, dense_lead=3, shared=1,
+        "deepseek-v3",
+        61,
+        7168,
+        128,
+        18432,
+        256,
+        8,
+        2048,
+        q_rank=1536,
+        dense_lead=3,
+        shared=1,
         vocab=129280,
     ),
     "mamba-130m": lambda: mamba("mamba-130m", 24, 768),
@@ -626,31 +700,101 @@ SKETCHES: dict[str, Callable[[], Sketch]] = {
     "nemotron-h-8b": lambda: nemotron_h("nemotron-h-8b", 52, 4096, 32, 8, 21504),
     "lfm2-1.2b": lambda: lfm2("lfm2-1.2b", 16, 2048, 32, 8, 8192),
     "qwen3-next-80b": lambda: qwen3next(
-        "qwen3-next-80b", "qwen3next", 48, 2048, 16, 2, ff=5120, experts=512, used=10, ff_expert=512,
+        "qwen3-next-80b",
+        "qwen3next",
+        48,
+        2048,
+        16,
+        2,
+        ff=5120,
+        experts=512,
+        used=10,
+        ff_expert=512,
     ),
     "qwen3.5-9b": lambda: qwen3next("qwen3.5-9b", "qwen35", 32, 4096, 16, 4),
     "bge-base": lambda: bert("bge-base", "bert", 12, 768, 12, 3072),
     "nomic-embed": lambda: bert("nomic-embed", "nomic-bert", 12, 768, 12, 3072),
     "olmo2-7b": lambda: dense(
-        "olmo2-7b", "olmo2", 32, 4096, 32, 32, 11008, 100352, qk_norm=True, full_norms=True,
-        post_norms=True, attn_norm=False, ffn_norm=False,
+        "olmo2-7b",
+        "olmo2",
+        32,
+        4096,
+        32,
+        32,
+        11008,
+        100352,
+        qk_norm=True,
+        full_norms=True,
+        post_norms=True,
+        attn_norm=False,
+        ffn_norm=False,
     ),
     "olmoe-7b": lambda: dense(
-        "olmoe-7b", "olmoe", 16, 2048, 16, 16, 1024, 50304, experts=64, used=8, qk_norm=True,
+        "olmoe-7b",
+        "olmoe",
+        16,
+        2048,
+        16,
+        16,
+        1024,
+        50304,
+        experts=64,
+        used=8,
+        qk_norm=True,
         full_norms=True,
     ),
     "starcoder2-7b": lambda: dense(
-        "starcoder2-7b", "starcoder2", 32, 4608, 36, 4, 18432, 49152, gate=False, biases=True,
+        "starcoder2-7b",
+        "starcoder2",
+        32,
+        4608,
+        36,
+        4,
+        18432,
+        49152,
+        gate=False,
+        biases=True,
     ),
     "gpt2-xl": lambda: _gpt2("gpt2-xl", 48, 1600, 25, 6400),
-    "granite-3-8b": lambda: dense("granite-3-8b", "granite", 40, 4096, 32, 8, 12800, 49155, tied=True, metadata={"logit_scale": 8.0}),
+    "granite-3-8b": lambda: dense(
+        "granite-3-8b",
+        "granite",
+        40,
+        4096,
+        32,
+        8,
+        12800,
+        49155,
+        tied=True,
+        metadata={"logit_scale": 8.0},
+    ),
     "smollm3-3b": lambda: dense("smollm3-3b", "smollm3", 36, 2048, 16, 4, 11008, 128256, tied=True),
     "glm-4-9b": lambda: dense(
-        "glm-4-9b", "glm4", 40, 4096, 32, 2, 13696, 151552, fused_up=True, post_norms=True,
+        "glm-4-9b",
+        "glm4",
+        40,
+        4096,
+        32,
+        2,
+        13696,
+        151552,
+        fused_up=True,
+        post_norms=True,
     ),
     "exaone-4-1.2b": lambda: dense(
-        "exaone-4-1.2b", "exaone4", 30, 2048, 32, 8, 4096, 102400, tied=True, qk_norm=True,
-        post_norms=True, attn_norm=False, ffn_norm=False,
+        "exaone-4-1.2b",
+        "exaone4",
+        30,
+        2048,
+        32,
+        8,
+        4096,
+        102400,
+        tied=True,
+        qk_norm=True,
+        post_norms=True,
+        attn_norm=False,
+        ffn_norm=False,
     ),
     "minimax-m2": lambda: _minimax_m2(),
 }

@@ -83,4 +83,3 @@ def _value(value: object) -> bytes:
     if isinstance(value[0], bool):
         return struct.pack("<IIQ", 9, 7, len(value)) + bytes(value)
     return struct.pack("<IIQ", 9, 4, len(value)) + struct.pack(f"<{len(value)}I", *value)
-

@@ -1,0 +1,353 @@
+"""Placement: never over budget, deterministic, and a refusal only when nothing fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import permutations, product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from appliance.gpu.joint import place_all
+from appliance.gpu.placement import place
+from appliance.gpu.space import space_in
+from appliance.gpu.types import (
+    GIB,
+    HOST,
+    MIB,
+    Device,
+    DeviceShare,
+    Evict,
+    FixedFootprint,
+    Health,
+    Inventory,
+    KvType,
+    Layout,
+    NoFit,
+    Placement,
+    PlacementPolicy,
+    ProcessUse,
+    Resident,
+    Want,
+)
+
+TIGHT = PlacementPolicy(reserve_bytes=0, host_reserve_bytes=0)
+
+
+@dataclass(frozen=True)
+class Layered:
+    """A model of equal layers in small numbers, so that every choice can be enumerated."""
+
+    n_layers: int
+    layer: int
+    per_token: int
+    overhead: int
+
+    def bytes_by_device(self, layout: Layout) -> tuple[int, ...]:
+        kv = layout.context_window * layout.slots * self.per_token
+        if layout.kv_type is KvType.Q8_0:
+            kv //= 2
+        cards = []
+        for share in layout.shares:
+            count = int(share)
+            cards.append(count * (self.layer + kv) + (self.overhead if count else 0))
+        return (*cards, (self.n_layers - layout.gpu_layers) * (self.layer + kv))
+
+
+def machine(*cards: int, host: int = 0) -> Inventory:
+    devices = tuple(Device(f"GPU-{n}", n, "card", total, 0, total) for n, total in enumerate(cards))
+    return Inventory((*devices, Device(HOST, -1, "ram", host, 0, host)), 0.0)
+
+
+def want(footprint: object, **options: object) -> Want:
+    defaults: dict[str, object] = {
+        "context_window": 1024,
+        "allow_partial": False,
+        "allow_host": False,
+    }
+    return Want("m", footprint, **(defaults | options))  # type: ignore[arg-type]
+
+
+footprints = st.builds(
+    Layered,
+    n_layers=st.integers(1, 5),
+    layer=st.integers(1, 40),
+    per_token=st.integers(0, 1),
+    overhead=st.integers(0, 20),
+)
+wants = st.builds(
+    lambda footprint, slots, kv, window, low, split, partial, host: Want(
+        "m",
+        footprint,
+        context_window=window,
+        min_context_window=min(low, window),
+        slots=slots,
+        kv_types=kv,
+        allow_split=split,
+        allow_partial=partial,
+        allow_host=host,
+    ),
+    footprints,
+    st.integers(1, 3),
+    st.sampled_from([(KvType.F16,), (KvType.F16, KvType.Q8_0)]),
+    st.integers(2, 24),
+    st.integers(1, 24),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
+cards = st.lists(st.integers(0, 150), min_size=0, max_size=3)
+
+
+def feasible(of: Want, inventory: Inventory) -> bool:
+    """By trying everything: cards in every order, every composition of layers, all shrinks."""
+    room = space_in(inventory, {}, TIGHT).room
+    gpus = [device.uuid for device in inventory.gpus]
+    layers = of.footprint.n_layers
+    most = len(gpus) if of.allow_split else min(1, len(gpus))
+    for kv_type in of.kv_types:
+        for on_cards in range(layers + 1):
+            if 0 < on_cards < layers and not of.allow_partial:
+                continue
+            if on_cards == 0 and gpus and not of.allow_host:
+                continue
+            for used in range(0 if on_cards == 0 else 1, most + 1):
+                if (on_cards == 0) != (used == 0):
+                    continue
+                for chosen in permutations(gpus, used):
+                    for counts in product(range(1, on_cards + 1), repeat=used):
+                        if sum(counts) != on_cards:
+                            continue
+                        layout = Layout(
+                            of.least_window,
+                            of.min_slots,
+                            kv_type,
+                            on_cards,
+                            tuple(map(float, counts)),
+                        )
+                        sizes = of.footprint.bytes_by_device(layout)
+                        homes = (*chosen, HOST)
+                        if all(size <= room[u] for u, size in zip(homes, sizes, strict=True)):
+                            return True
+    return False
+
+
+@given(of=wants, totals=cards, host=st.integers(0, 200))
+@settings(max_examples=400, deadline=None)
+def test_a_refusal_comes_only_when_nothing_is_feasible_and_nothing_goes_over(
+    of: Want, totals: list[int], host: int
+) -> None:
+    inventory = machine(*totals, host=host)
+    decision = place(of, inventory, {}, policy=TIGHT)
+    assert decision == place(of, inventory, {}, policy=TIGHT)
+    if isinstance(decision, NoFit):
+        assert not feasible(of, inventory)
+        assert decision.needed_bytes > 0 or not inventory.gpus
+        return
+    assert isinstance(decision, Placement)
+    room = space_in(inventory, {}, TIGHT).room
+    for uuid, size in decision.by_device.items():
+        assert size <= room[uuid]
+    layout = Layout(
+        decision.context_window,
+        decision.slots,
+        decision.kv_type,
+        decision.gpu_layers,
+        decision.tensor_split,
+    )
+    sizes = of.footprint.bytes_by_device(layout)
+    promised = [decision.by_device[uuid] for uuid in decision.cards]
+    assert list(sizes[:-1]) == promised
+    assert sizes[-1] == decision.by_device.get(HOST, 0)
+    assert of.least_window <= decision.context_window <= of.context_window
+    assert of.min_slots <= decision.slots <= of.slots
+    assert decision.kv_type in of.kv_types
+
+
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4),
+    totals=st.lists(st.integers(1, 100), min_size=1, max_size=3),
+)
+@settings(max_examples=200, deadline=None)
+def test_together_all_that_can_be_packed_is_packed_and_no_card_goes_over(
+    sizes: list[int], totals: list[int]
+) -> None:
+    inventory = machine(*totals)
+    all_wanted = [
+        Want(
+            f"m{n}",
+            FixedFootprint(size),
+            1024,
+            allow_split=False,
+            allow_partial=False,
+            allow_host=False,
+        )
+        for n, size in enumerate(sizes)
+    ]
+    plan = place_all(all_wanted, inventory, policy=TIGHT)
+    assert plan == place_all(all_wanted, inventory, policy=TIGHT)
+    for uuid, size in plan.reserved.items():
+        assert size <= (inventory.device(uuid) or inventory.host).total_bytes
+    packable = any(
+        all(
+            sum(size for size, at in zip(sizes, homes, strict=True) if at == card) <= totals[card]
+            for card in range(len(totals))
+        )
+        for homes in product(range(len(totals)), repeat=len(sizes))
+    )
+    assert (not plan.refused) == packable
+
+
+def test_the_tightest_single_card_that_holds_it_is_taken() -> None:
+    placed = place(want(FixedFootprint(5 * GIB)), machine(24 * GIB, 8 * GIB, 6 * GIB), {})
+    assert isinstance(placed, Placement)
+    assert placed.cards == ("GPU-2",)
+
+
+def test_shrinking_goes_slots_then_kv_type_then_window_and_says_so() -> None:
+    model = Layered(n_layers=1, layer=100, per_token=1, overhead=0)
+    allowed = want(
+        model,
+        context_window=1000,
+        min_context_window=256,
+        slots=4,
+        kv_types=(KvType.F16, KvType.Q8_0),
+    )
+
+    def placed(room: int) -> Placement:
+        found = place(allowed, machine(room), {}, policy=TIGHT)
+        assert isinstance(found, Placement)
+        return found
+
+    assert placed(4100).reasons == ()
+    assert placed(3100).reasons == ("slots 4 to 3",)
+    assert placed(1100).reasons == ("slots 4 to 1",)
+    smaller = placed(700)
+    assert (smaller.kv_type, smaller.slots, smaller.context_window) == (KvType.Q8_0, 1, 1000)
+    shortest = placed(400)
+    assert (shortest.kv_type, shortest.slots, shortest.context_window) == (KvType.Q8_0, 1, 512)
+    assert shortest.reasons == ("slots 4 to 1", "KV type f16 to q8_0", "context window 1000 to 512")
+
+
+def test_some_layers_go_to_the_host_only_where_that_is_allowed() -> None:
+    model = Layered(n_layers=4, layer=100, per_token=0, overhead=0)
+    refused = place(want(model), machine(250, host=1000), {}, policy=TIGHT)
+    assert isinstance(refused, NoFit)
+    assert any("host" in choice.text for choice in refused.choices)
+    placed = place(want(model, allow_partial=True), machine(250, host=1000), {}, policy=TIGHT)
+    assert isinstance(placed, Placement)
+    assert placed.gpu_layers == 2
+    assert placed.by_device == {"GPU-0": 200, HOST: 200}
+
+
+def test_pins_exclusive_cards_and_sick_cards_are_respected() -> None:
+    model = FixedFootprint(GIB)
+    two = machine(8 * GIB, 8 * GIB)
+    pinned = place(want(model, pin=("GPU-1",)), two, {"GPU-1": 3 * GIB})
+    assert isinstance(pinned, Placement)
+    assert pinned.cards == ("GPU-1",)
+    alone = place(want(model, exclusive=True), two, {"GPU-0": MIB})
+    assert isinstance(alone, Placement)
+    assert alone.cards == ("GPU-1",)
+    shut = place(want(model), two, {}, closed=frozenset({"GPU-0"}))
+    assert isinstance(shut, Placement)
+    assert shut.cards == ("GPU-1",)
+    sick = Inventory(
+        (
+            Device("GPU-0", 0, "card", 8 * GIB, 0, 8 * GIB, health=Health.LOST),
+            Device(HOST, -1, "ram", 0, 0, 0),
+        ),
+        0.0,
+    )
+    assert isinstance(place(want(model), sick, {}), NoFit)
+    gone = place(want(model, pin=("GPU-9",)), two, {})
+    assert isinstance(gone, NoFit)
+    assert "GPU-9" in gone.reason
+
+
+def test_foreign_memory_and_the_reserve_are_not_promised() -> None:
+    busy = Device(
+        "GPU-0",
+        0,
+        "card",
+        10 * GIB,
+        6 * GIB,
+        4 * GIB,
+        processes=(ProcessUse(1, 5 * GIB, False), ProcessUse(2, GIB, True)),
+    )
+    inventory = Inventory((busy, Device(HOST, -1, "ram", 0, 0, 0)), 0.0)
+    policy = PlacementPolicy(reserve_bytes=GIB, host_reserve_bytes=0)
+    assert space_in(inventory, {"GPU-0": 2 * GIB}, policy).room["GPU-0"] == 2 * GIB
+    assert isinstance(
+        place(want(FixedFootprint(3 * GIB)), inventory, {"GPU-0": 2 * GIB}, policy=policy), NoFit
+    )
+
+
+def test_the_cheapest_set_of_residents_is_evicted() -> None:
+    def resident(name: str, size: int, cost: float) -> Resident:
+        return Resident(name, (DeviceShare("GPU-0", size * GIB),), cost)
+
+    held = [resident("dear", 6, 50.0), resident("cheap", 1, 1.0), resident("fair", 3, 2.0)]
+    decision = place(
+        want(FixedFootprint(3 * GIB)),
+        machine(10 * GIB),
+        {"GPU-0": 10 * GIB},
+        residents=held,
+        policy=TIGHT,
+    )
+    assert isinstance(decision, Evict)
+    assert decision.victims == ("fair",)
+    assert decision.placement.by_device == {"GPU-0": 3 * GIB}
+
+
+def test_many_residents_are_evicted_without_more_than_needed() -> None:
+    held = [Resident(f"r{n:02}", (DeviceShare("GPU-0", GIB),), 1.0 + n) for n in range(12)]
+    decision = place(
+        want(FixedFootprint(3 * GIB)),
+        machine(12 * GIB),
+        {"GPU-0": 12 * GIB},
+        residents=held,
+        policy=TIGHT,
+    )
+    assert isinstance(decision, Evict)
+    assert decision.victims == ("r00", "r01", "r02")
+
+
+def test_a_refusal_has_numbers_and_near_choices() -> None:
+    model = Layered(n_layers=1, layer=1000, per_token=1, overhead=0)
+    refused = place(want(model, context_window=4096, slots=2, min_slots=2), machine(3000), {},
+                    policy=TIGHT)  # fmt: skip
+    assert isinstance(refused, NoFit)
+    assert refused.needed_bytes == 1000 + 2 * 4096
+    assert refused.available_bytes["GPU-0"] == 3000
+    windows = [choice.context_window for choice in refused.choices if choice.context_window]
+    assert windows == [1792]
+    assert any(choice.free_bytes == 9192 - 3000 for choice in refused.choices)
+
+
+def test_without_a_card_models_go_to_the_host() -> None:
+    placed = place(want(FixedFootprint(GIB)), machine(host=8 * GIB), {})
+    assert isinstance(placed, Placement)
+    assert placed.gpu_layers == 0
+    assert placed.by_device == {HOST: GIB}
+
+
+def test_the_more_urgent_model_gets_the_card_when_both_cannot_have_one() -> None:
+    plan = place_all(
+        [
+            Want("slow", FixedFootprint(6 * GIB), 1024, priority=2, allow_host=False),
+            Want("fast", FixedFootprint(6 * GIB), 1024, priority=0, allow_host=False),
+        ],
+        machine(8 * GIB),
+    )
+    assert [placement.model for placement in plan.placements] == ["fast"]
+    assert [refusal.model for refusal in plan.refused] == ["slow"]
+
+
+@pytest.mark.parametrize("gpus", [1, 4, 8])
+def test_placing_on_eight_cards_is_quick(gpus: int) -> None:
+    inventory = machine(*(24 * GIB for _ in range(gpus)))
+    placed = place(want(FixedFootprint(20 * GIB * gpus, 0, 80)), inventory, {})
+    assert isinstance(placed, Placement)
+    assert len(placed.cards) == gpus
