@@ -88,7 +88,9 @@ class Workspace:
     def open(self, path: str, flags: int, mode: int = 0o644) -> int:
         """A file descriptor for a path. Checks policy on where the path really led."""
         name = self.relative(path)
-        fd = self._open(self.fd, name, flags | os.O_CLOEXEC | os.O_NOCTTY, mode)
+        # openat2 refuses O_NOCTTY beside O_PATH, where it would mean nothing.
+        quiet = 0 if flags & os.O_PATH else os.O_NOCTTY
+        fd = self._open(self.fd, name, flags | os.O_CLOEXEC | quiet, mode)
         try:
             self._check(self._real(fd), writes=bool(flags & (os.O_WRONLY | os.O_RDWR)))
         except BaseException:

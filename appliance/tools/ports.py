@@ -63,16 +63,21 @@ class Elicitor(Protocol):
     """Puts an MCP server's question to a person, as an approval. None: declined."""
 
     async def elicit(
-        self, server: str, message: str, schema: Mapping[str, Json]
+        self, server: str, message: str, schema: Mapping[str, Json], ctx: ToolContext
     ) -> Mapping[str, Json] | None: ...
 
 
 class Sampler(Protocol):
-    """Runs an MCP server's prompt on a model of the router's choice, on the caller's label and
-    budget. Raises `ApplianceError`."""
+    """Runs an MCP server's prompt, as (role, text) pairs, on a model of the router's choice, on
+    the label and budget of the call in `ctx`. Raises `ApplianceError`."""
 
     async def sample(
-        self, server: str, system: str, messages: tuple[tuple[str, str], ...], max_tokens: int
+        self,
+        server: str,
+        system: str,
+        messages: tuple[tuple[str, str], ...],
+        max_tokens: int,
+        ctx: ToolContext,
     ) -> str: ...
 
 

@@ -25,7 +25,6 @@ import json
 import os
 import select
 import signal
-import stat
 import sys
 import time
 from typing import Any
@@ -34,15 +33,7 @@ if __name__ == "__main__":  # run by path: make our package importable, and noth
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from appliance.tools.confine import Outside, Workspace
-from appliance.tools.sandbox import landlock, limits
-from appliance.tools.sandbox.plan import (
-    NETWORK_FILES,
-    SYSTEM_FOLDERS,
-    Cage,
-    Pin,
-    bubblewrap_argv,
-    pins,
-)
+from appliance.tools.sandbox import cage, landlock, limits
 
 ALREADY_CLAIMED = 3
 OUTPUT_MAX_BYTES = 32 << 20
@@ -96,7 +87,7 @@ class _Call:
     def __init__(self, job: dict[str, Any], is_cancelled: bool) -> None:
         self._job = job
         self._limits = limits.Limits(*job["limits"])
-        self._cage = cage_from(job["cage"])
+        self._cage = cage.cage_from(job["cage"])
         self._group: limits.Group | None = None
         self._ended_by = "cancelled" if is_cancelled else ""
         self._output = bytearray()
@@ -233,39 +224,19 @@ class _Call:
                 self._group.enter()
             limits.set_rlimits(self._limits, self._group is not None)
             os.umask(0o022)
-            function = self._job["function"]
-            if function:
-                self._call_function(function)
-            self._exec()
+            if self._job["function"]:
+                self._call_function(self._job["function"])
+            cage.become(self._job, self._cage)
         except BaseException as error:  # the wall of the child: its parent reads this as output
             os.write(2, f"the sandbox could not be entered: {error}\n".encode())
         os._exit(126)
-
-    def _exec(self) -> None:
-        argv, environment = self._job["argv"], self._job["environment"]
-        mode = self._job["mode"]
-        with Workspace(self._cage.workspace) as workspace:
-            if mode == "bubblewrap":
-                opened = _open_pins(workspace, self._cage)
-                argv = bubblewrap_argv(
-                    self._job["bwrap"], self._cage, argv, opened, self._job["disable_userns"]
-                )
-                for fd, _ in opened.values():
-                    os.set_inheritable(fd, True)
-            elif mode == "landlock":
-                os.chdir(workspace.fd)
-                landlock.restrict(_rules(workspace, self._cage), self._cage.network)
-                landlock.forbid_system_calls(self._cage.network)
-            else:
-                os.chdir(workspace.fd)
-            os.execvpe(argv[0], argv, environment)
 
     def _call_function(self, function: dict[str, Any]) -> None:
         """A file tool, in this process, which first gives up everything but the workspace."""
         from appliance.tools import files
 
-        cage = self._cage
-        with Workspace(cage.workspace, cage.read_only, cage.hidden) as workspace:
+        allowed = self._cage
+        with Workspace(allowed.workspace, allowed.read_only, allowed.hidden) as workspace:
             if self._job["mode"] != "none" and landlock.abi():
                 landlock.restrict([landlock.Rule(workspace.fd, True)])
             try:
@@ -275,81 +246,6 @@ class _Call:
                 said, code = str(problem), 1
         os.write(1, said.encode("utf-8", "replace"))
         os._exit(code)
-
-
-def cage_from(fields: dict[str, Any]) -> Cage:
-    """A `Cage` as its JSON has it: lists where tuples were."""
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-    }
-    return Cage(**values)
-
-
-def _open_pins(workspace: Workspace, cage: Cage) -> dict[str, tuple[int, bool]]:
-    """A descriptor for every mount source inside the workspace, made beneath it by the kernel.
-
-    A read-only part that does not exist yet is created as a folder, so that nobody else can.
-    """
-    opened = {"": (os.dup(workspace.fd), True)}
-    for pin in pins(cage.read_only, cage.hidden):
-        fd = _open_pin(workspace, pin, create=pin.how != "hide")
-        if fd is not None:
-            opened[pin.path] = (fd, os.path.isdir(f"/proc/self/fd/{fd}"))
-    return opened
-
-
-def _open_pin(workspace: Workspace, pin: Pin, create: bool) -> int | None:
-    try:
-        return _open_no_link(workspace, pin.path)
-    except FileNotFoundError:
-        if not create:
-            return None
-    folder, name = workspace.open_parent(pin.path, create=True)
-    try:
-        os.mkdir(name, 0o755, dir_fd=folder)
-    finally:
-        os.close(folder)
-    return _open_no_link(workspace, pin.path)
-
-
-def _open_no_link(workspace: Workspace, path: str) -> int:
-    fd = workspace.open(path, os.O_PATH | os.O_NOFOLLOW)
-    if stat.S_ISLNK(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise Outside(f"{path!r} is protected and has become a link")
-    return fd
-
-
-def _rules(workspace: Workspace, cage: Cage) -> list[landlock.Rule]:
-    """Landlock can only allow. A workspace with protected parts is therefore allowed entry by
-    entry, and then nothing new can be made beside a protected one: closed rather than open."""
-    folders = (*SYSTEM_FOLDERS, *cage.extra_read, *(NETWORK_FILES if cage.network else ()))
-    rules = [landlock.Rule(path, False) for path in folders]
-    rules += [landlock.Rule(path, True) for path in (*landlock.DEVICES, *cage.extra_write)]
-    protected = {pin.path: pin.how for pin in pins(cage.read_only, cage.hidden)}
-    return rules + _open_entries(workspace, "", protected)
-
-
-def _open_entries(
-    workspace: Workspace, folder: str, protected: dict[str, str]
-) -> list[landlock.Rule]:
-    if not any(path.startswith(folder) and path != folder for path in protected):
-        return [landlock.Rule(workspace.open(folder or ".", os.O_PATH), True)]
-    rules = []
-    listed = workspace.open(folder or ".", os.O_RDONLY)
-    for name in os.listdir(listed):
-        path = f"{folder}{name}"
-        match protected.get(path):
-            case "hide":
-                continue
-            case "bind":
-                rules += _open_entries(workspace, f"{path}/", protected)
-            case how:
-                fd = workspace.open(path, os.O_PATH | os.O_NOFOLLOW)
-                if not stat.S_ISLNK(os.fstat(fd).st_mode):
-                    rules.append(landlock.Rule(fd, how is None))
-    os.close(listed)
-    return rules
 
 
 def _free_bytes(path: str) -> int:

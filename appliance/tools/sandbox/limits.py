@@ -15,6 +15,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 OPEN_FILES_MAX = 1024
+UNLIMITED = -1
+"""CPU seconds of what runs for as long as the daemon does."""
 
 
 class Limits(NamedTuple):
@@ -116,6 +118,8 @@ def set_rlimits(limits: Limits, is_grouped: bool) -> None:
     if not is_grouped:
         bounds.append((resource.RLIMIT_DATA, limits.memory_bytes))
     for kind, value in bounds:
+        if value == UNLIMITED:
+            continue
         hard = resource.getrlimit(kind)[1]
         bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (bound, bound))
