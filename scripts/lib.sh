@@ -231,5 +231,7 @@ prepare() { # VENV LOCK
 
 # The default model in the models folder of a home, verified.
 fetch_default_model() { # VENV HOME
-    "$1/bin/appliance" --home "$2" models fetch smollm2-135m-instruct-q4_1
+    local quiet=()
+    is_terminal || quiet=(--json)
+    "$1/bin/appliance" --home "$2" models fetch smollm2-135m-instruct-q4_1 "${quiet[@]}" >&2
 }

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from appliance.cli.client import Client
 from appliance.config.load import load
-from appliance.config.paths import Paths, find_paths
+from appliance.config.paths import Paths, client_socket, find_paths
 from appliance.errors import (
     ApplianceError,
     BudgetExceeded,
@@ -85,7 +85,7 @@ def ask_daemon(context: typer.Context, work: Callable[[Client], Awaitable[T]]) -
     """Run `work` with a client; errors end the program with their exit code."""
 
     async def connected() -> T:
-        async with Client(paths_of(context).socket) as client:
+        async with Client(client_socket(paths_of(context))) as client:
             return await work(client)
 
     return run_or_exit(connected)

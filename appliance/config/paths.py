@@ -13,6 +13,7 @@ from appliance.config.machine import DaemonConfig
 
 CONFIG_NAME = "config.toml"
 SOCKET_NAME = "appliance.sock"
+MACHINE_RUN_DIR = Path("/run/appliance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class Paths:
     state_dir: Path
     models_dir: Path
     socket: Path
+    machine_socket: Path | None = None
+    """Where the machine's own daemon listens; None where a home or the unit says which is meant."""
 
     @property
     def run_dir(self) -> Path:
@@ -59,25 +62,28 @@ def find_paths(home: Path | None, environ: Mapping[str, str], uid: int | None = 
         return _below(home, home / "state", home / "models", home / "run")
     if "STATE_DIRECTORY" in environ or (os.geteuid() if uid is None else uid) == 0:
         state = Path(environ.get("STATE_DIRECTORY", "/var/lib/appliance").partition(":")[0])
-        run = Path(environ.get("RUNTIME_DIRECTORY", "/run/appliance").partition(":")[0])
+        run = Path(environ.get("RUNTIME_DIRECTORY", str(MACHINE_RUN_DIR)).partition(":")[0])
         config = Path(environ.get("CONFIGURATION_DIRECTORY", "/etc/appliance").partition(":")[0])
         return _below(config, state, state / "models", run)
     dirs = platformdirs.PlatformDirs("appliance", appauthor=False)
-    return _below(
-        dirs.user_config_path,
-        dirs.user_state_path,
-        dirs.user_data_path / "models",
-        dirs.user_runtime_path,
-    )
+    state = dirs.user_state_path
+    # Without a session there is no XDG_RUNTIME_DIR, and a folder in /tmp is anybody's to take.
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    run = Path(runtime, "appliance") if runtime else state / "run"
+    own = _below(dirs.user_config_path, state, dirs.user_data_path / "models", run)
+    return replace(own, machine_socket=MACHINE_RUN_DIR / SOCKET_NAME)
 
 
 def client_socket(paths: Paths) -> Path:
-    """The socket a client should talk to: its own daemon's, else the system's if there is one.
+    """The socket a client should talk to: its own daemon's, else the machine's if there is one.
 
-    So that whoever is in the group of an installed daemon needs no option to reach it.
+    So that whoever is in the group of an installed daemon needs no option to reach it. Looks at
+    the machine's folder only, whose content those outside the group may not even list.
     """
-    system = Path("/run/appliance") / SOCKET_NAME
-    return system if not paths.socket.exists() and system.exists() else paths.socket
+    machine = paths.machine_socket
+    if machine is None or paths.socket.exists() or not machine.parent.is_dir():
+        return paths.socket
+    return machine
 
 
 def _below(config_dir: Path, state_dir: Path, models_dir: Path, run_dir: Path) -> Paths:

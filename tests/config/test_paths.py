@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from appliance.config.load import parse
-from appliance.config.paths import find_paths
+from appliance.config.paths import client_socket, find_paths
 
 
 def test_a_home_holds_everything(tmp_path: Path) -> None:
@@ -42,11 +43,30 @@ def test_a_unit_may_move_them() -> None:
 
 
 def test_a_user_has_a_place_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    paths = find_paths(None, {}, uid=1000)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    paths = find_paths(None, {"XDG_RUNTIME_DIR": str(tmp_path / "run")}, uid=1000)
     assert paths.config_file == tmp_path / "config" / "appliance" / "config.toml"
     assert paths.socket == tmp_path / "run" / "appliance" / "appliance.sock"
+    without_session = find_paths(None, {}, uid=1000)
+    assert without_session.socket == tmp_path / "state" / "appliance" / "run" / "appliance.sock"
+
+
+def test_a_client_without_a_daemon_of_its_own_asks_the_one_of_the_machine(tmp_path: Path) -> None:
+    machine = tmp_path / "machine" / "appliance.sock"
+    paths = replace(find_paths(tmp_path / "home", {}), machine_socket=machine)
+    assert client_socket(paths) == paths.socket
+    machine.parent.mkdir()
+    assert client_socket(paths) == machine
+    paths.run_dir.mkdir(parents=True)
+    paths.socket.touch()
+    assert client_socket(paths) == paths.socket
+
+
+def test_a_named_home_never_means_the_daemon_of_the_machine(tmp_path: Path) -> None:
+    assert find_paths(tmp_path, {}).machine_socket is None
+    assert find_paths(None, {"APPLIANCE_HOME": str(tmp_path)}, uid=1000).machine_socket is None
+    assert find_paths(None, {}, uid=1000).machine_socket is not None
 
 
 def test_the_configuration_overrides_folders_relative_to_itself(tmp_path: Path) -> None:
