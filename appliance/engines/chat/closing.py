@@ -11,11 +11,11 @@ valid, and the constraint only needs to know *one* way that fits.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from llguidance import LLMatcher
-from numpy.typing import NDArray
 
 from appliance.engines.chat.vocabulary import Vocabulary
 
@@ -29,29 +29,33 @@ _ORDER = b'}]"0123456789' + bytes(range(ord("a"), ord("z") + 1))
 _LAST = b"[{\\-"
 _REPEAT_COST = 300
 _QUOTE = ord('"')
-_FREE_STRING = 24
-"""From so many choices on we must be inside a string, where the quote is the way out."""
+_FEW_LETTERS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What is known of a grammar's ends: `exits` are tried wherever there is a choice (closing
+    tags), `endings` inside strings (the rest of an example for each pattern), `controls` where
+    only control tokens may come."""
+
+    exits: tuple[bytes, ...] = ()
+    endings: tuple[bytes, ...] = ()
+    controls: tuple[int, ...] = ()
 
 
 def way_out(
     matcher: LLMatcher,
     vocabulary: Vocabulary,
-    *,
-    exits: Sequence[bytes] = (),
-    preferred: Collection[int] = (),
+    hints: Hints,
 ) -> list[int] | None:
-    """Real tokens from the matcher's state to an accepting one, or None if the walk found none.
-
-    `exits` are texts to try first wherever they fit (a closing tag), `preferred` the control tokens
-    to choose where the grammar leaves a choice of them.
-    """
+    """Real tokens from the matcher's state to an accepting one, or None if the walk found none."""
     walker = matcher.deep_copy()
     parts: list[bytes | int] = []
     uses = [0] * 256
     for _ in range(STEPS_LIMIT):
         if walker.is_accepting():
             return _as_tokens(parts, matcher, vocabulary)
-        step = _next_step(walker, vocabulary, exits, preferred, uses)
+        step = _next_step(walker, vocabulary, hints, uses)
         if not step:
             return None
         for part in step:
@@ -65,35 +69,43 @@ def way_out(
 def _next_step(
     walker: LLMatcher,
     vocabulary: Vocabulary,
-    exits: Sequence[bytes],
-    preferred: Collection[int],
+    hints: Hints,
     uses: list[int],
-) -> list[bytes | int]:
-    for text in exits:
-        tokens = vocabulary.virtual(text)
-        if walker.validate_tokens(tokens) == len(tokens):
-            return [text]
+) -> Sequence[bytes | int]:
     forced = _split(walker.compute_ff_bytes())
     if forced:
         return forced
     mask = vocabulary.mask(walker)
-    byte = _best_byte(mask[vocabulary.words : vocabulary.words + 8], uses)
-    if byte is not None:
-        uses[byte] += 1
-        if byte == _QUOTE:
+    bits = np.unpackbits(
+        mask[vocabulary.words : vocabulary.words + 8].view(np.uint8), bitorder="little"
+    )
+    allowed = frozenset(np.flatnonzero(bits[:_CONTROL_BYTE]).tolist())
+    if not allowed:
+        return [token for token in hints.controls if mask[token >> 5] >> (token & 31) & 1][:1]
+    in_string = _is_string(allowed)
+    texts: Iterable[bytes] = hints.exits
+    if in_string:
+        texts = (*hints.exits, b'"', *hints.endings)
+    for text in texts:
+        if text[0] in allowed and walker.validate_tokens(vocabulary.virtual(text)) == len(text):
             uses[:] = [0] * 256
-        return [bytes([byte])]
-    allowed = [token for token in preferred if mask[token >> 5] >> (token & 31) & 1]
-    return [allowed[0]] if allowed else []
+            return [text]
+    for closer in b"" if in_string else b"}]":
+        if closer in allowed:
+            return [bytes([closer])]
+    byte = min(allowed, key=lambda found: uses[found] * _REPEAT_COST + _RANK[found])
+    uses[byte] += byte != _QUOTE
+    return [bytes([byte])]
 
 
-def _best_byte(words: NDArray[np.uint32], uses: list[int]) -> int | None:
-    bits = np.unpackbits(words.view(np.uint8), bitorder="little")
-    allowed = np.flatnonzero(bits[:_CONTROL_BYTE])
-    if len(allowed) >= _FREE_STRING and _QUOTE in allowed:
-        return _QUOTE
-    ranked = ((uses[byte] * _REPEAT_COST + _RANK[byte], int(byte)) for byte in allowed)
-    return min(ranked, default=(0, None))[1]
+def _is_string(allowed: Collection[int]) -> bool:
+    """Outside strings JSON knows few letters: those that begin true, false and null, or an
+    exponent; a string's end may be all that is left of it."""
+    return sum(_is_letter(byte) for byte in allowed) > _FEW_LETTERS or allowed == {_QUOTE}
+
+
+def _is_letter(byte: int) -> bool:
+    return 65 <= byte <= 90 or 97 <= byte <= 122 or byte > 127
 
 
 def _rank(byte: int) -> int:

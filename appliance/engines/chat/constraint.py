@@ -29,8 +29,8 @@ from appliance.engines.chat.phases import Phase, Turn
 from appliance.engines.chat.spec import ConstraintSpec
 from appliance.engines.chat.vocabulary import Vocabulary
 
-MARGIN_TOKENS = 8
-"""Tokens by which plain characters may lengthen a way between two looks at it."""
+MARGIN_TOKENS = 4
+"""Tokens kept in hand: a rounded growth, an end token."""
 _UNLIMITED = 1 << 40
 
 
@@ -73,8 +73,10 @@ class Constraint:
         self._ends = frozenset(vocabulary.end_ids)
         self._remaining = _UNLIMITED if max_tokens is None else max_tokens
         self._phase: Phase = turn.beginning()
-        self._way: list[int] | None = self._phase.way()
-        self._way_age = 0
+        self._way: list[int] | None = None
+        self._way_bound = 0
+        self._is_way_exact = True
+        self._know(self._phase.way())
         self._ahead: tuple[int, list[int]] | None = None
         self._forced: list[int] | None = None
         self.is_complete = False
@@ -93,7 +95,7 @@ class Constraint:
             return self._phase.may_end
         if not self._phase.allows(token):
             return False
-        if self._is_roomy:
+        if self._has_room(1 if self._vocabulary.is_plain[token] else self._phase.growth):
             return True
         way = self._phase.way_after(token)
         if way is not None and len(way) >= self._remaining:
@@ -108,17 +110,20 @@ class Constraint:
         words = np.zeros(self._vocabulary.words, dtype=np.uint32)
         if self.is_complete:
             self._allow(words, self._vocabulary.end_ids)
-        elif self._forced is not None:
-            self._allow(words, self._forced[:1])
-        elif self._is_roomy:
-            words = self._phase.mask()
-            self._end_bits(words)
-        else:
-            # Little is left: only characters that open nothing, and the known way.
-            words = self._phase.mask() & self._vocabulary.plain
-            self._end_bits(words)
+            return words.view(np.int32)
+        if self._forced is None and not self._has_room(self._phase.growth):
             self._refresh()
+        if self._forced is None and not self._has_room(1):
+            self._force()
+        if self._forced is not None:
+            self._allow(words, self._forced[:1])
+            return words.view(np.int32)
+        words = self._phase.mask()
+        if not self._has_room(self._phase.growth):
+            # Little is left: only characters that open nothing, and the known way.
+            words &= self._vocabulary.plain
             self._allow(words, (self._way or ())[:1])
+        self._end_bits(words)
         return words.view(np.int32)
 
     def accept(self, token: int) -> None:
@@ -134,27 +139,30 @@ class Constraint:
             self.is_complete = not self._forced
             return
         if self._ahead is not None and self._ahead[0] == token:
-            self._way, self._way_age = self._ahead[1], 0
+            self._know(self._ahead[1])
         elif self._phase is not before and self._phase.growth > 0:
-            self._way, self._way_age = self._phase.way(), 0
-        elif self._way and self._way[0] == token:
-            self._way = self._way[1:]
+            self._know(self._phase.way())
+        elif self._is_way_exact and self._way and self._way[0] == token:
+            self._know(self._way[1:])
         else:
-            self._way_age += 1
+            self._is_way_exact = False
+            plain = self._vocabulary.is_plain[token]
+            self._way_bound += 1 if plain else self._phase.growth
         self._ahead = None
         self.is_complete = self._phase.is_over
 
-    @property
-    def _is_roomy(self) -> bool:
-        """Whatever one more token opens can still be closed."""
-        if self._way is None:
-            return True
-        grown = self._phase.growth * (self._way_age + 1)
-        return len(self._way) + grown + MARGIN_TOKENS < self._remaining
+    def _know(self, way: list[int] | None) -> None:
+        self._way = way
+        self._way_bound = 0 if way is None else len(way)
+        self._is_way_exact = True
+
+    def _has_room(self, cost: int) -> bool:
+        """Whether after a token that adds at most `cost` to the way, the way still fits."""
+        return self._way is None or self._way_bound + cost + MARGIN_TOKENS < self._remaining
 
     def _refresh(self) -> None:
-        if self._way_age:
-            self._way, self._way_age = self._phase.way(), 0
+        if not self._is_way_exact:
+            self._know(self._phase.way())
 
     def _force(self) -> None:
         self._refresh()

@@ -45,6 +45,7 @@ class FreeReader:
         self._close = latin(think.close) if think else ""
         self._resume = latin(think.resume) if think else ""
         self._trigger = latin(syntax.trigger) if syntax else None
+        self.trigger = syntax.trigger.encode() if syntax else b""
         only_at_start = syntax is not None and syntax.only_at_start
         self._start_marks = tuple(
             mark for mark in (*self._breaks, self._open, self._trigger) if mark

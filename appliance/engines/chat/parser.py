@@ -7,12 +7,14 @@ result does not depend on where the stream was cut; a property test holds it to 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 
 from appliance.engines.chat.arguments import ArgumentReader, json_reader, tags_reader
 from appliance.engines.chat.scan import find_first, held_back
+from appliance.engines.chat.schema import fitted
 from appliance.engines.chat.syntax import ArgumentStyle, CallSyntax, Framing
 from appliance.engines.chat.verify import check_answer, check_call
 from appliance.errors import EngineError
@@ -75,6 +77,7 @@ class OutputParser:
         self._name = ""
         self._call_id = ""
         self._reader: ArgumentReader | None = None
+        self._is_shown = True
         self._pieces: list[str] = []
         self._header = _header_pattern(syntax.after_trigger, syntax) if syntax else None
         self._next = _header_pattern(syntax.between, syntax) if syntax and syntax.between else None
@@ -100,7 +103,7 @@ class OutputParser:
             pass
         cut = self._state in (_State.HEADER, _State.ARGUMENTS)
         if self._state is _State.TAIL:
-            self._close_call()
+            self._close_call(deltas)
         if not self._calls:
             self._show(deltas, "", flush=True)
         self._close_text()
@@ -202,6 +205,8 @@ class OutputParser:
         return True
 
     def _open_call(self, deltas: list[Delta], match: re.Match[str]) -> None:
+        """Where the grammar cannot promise a valid call, its arguments are not shown before its
+        end, when they have been checked."""
         assert self._syntax is not None
         self._close_text()
         self._buffer = self._buffer[match.end() :]
@@ -216,15 +221,18 @@ class OutputParser:
             else tags_reader(tool.input_schema, self._syntax.last)
         )
         self._pieces = []
+        self._is_shown = fitted(tool.input_schema).is_exact
         self._state = _State.ARGUMENTS
-        deltas.append(ToolCallDelta(self._call_id, self._name, ""))
+        if self._is_shown:
+            deltas.append(ToolCallDelta(self._call_id, self._name, ""))
 
     def _read_arguments(self, deltas: list[Delta]) -> bool:
         assert self._reader is not None
         piece, self._buffer = self._reader.feed(self._buffer)
         if piece:
             self._pieces.append(piece)
-            deltas.append(ToolCallDelta(self._call_id, self._name, piece))
+            if self._is_shown:
+                deltas.append(ToolCallDelta(self._call_id, self._name, piece))
         if not self._reader.is_done:
             return False
         self._state = _State.TAIL
@@ -236,21 +244,24 @@ class OutputParser:
         match = self._last.match(self._buffer)
         if match is not None:
             self._buffer = self._buffer[match.end() :]
-            self._close_call()
+            self._close_call(deltas)
             self._state = _State.TEXT
             return True
         if self._next is not None and (match := self._next.match(self._buffer)) is not None:
-            self._close_call()
+            self._close_call(deltas)
             self._open_call(deltas, match)
             return True
         if is_last or len(self._buffer) < HEADER_LIMIT:
             return False
-        self._close_call()
+        self._close_call(deltas)
         self._state = _State.TEXT
         return True
 
-    def _close_call(self) -> None:
+    def _close_call(self, deltas: list[Delta]) -> None:
         arguments = check_call(self._tools[self._name], "".join(self._pieces))
+        if not self._is_shown:
+            text = json.dumps(arguments, ensure_ascii=False)
+            deltas.append(ToolCallDelta(self._call_id, self._name, text))
         self._blocks.append(ToolCallBlock(self._call_id, self._name, arguments))
         self._calls += 1
         self._spaces = ""

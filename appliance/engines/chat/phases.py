@@ -15,11 +15,11 @@ import numpy as np
 from llguidance import LLMatcher
 from numpy.typing import NDArray
 
-from appliance.engines.chat.closing import way_out
+from appliance.engines.chat.closing import Hints, way_out
 from appliance.engines.chat.compiler import GrammarCompiler
 from appliance.engines.chat.freetext import Called, FreeReader, FreeText
 from appliance.engines.chat.grammar import GrammarWriter, header_end
-from appliance.engines.chat.schema import growth_per_token
+from appliance.engines.chat.schema import Fitted, fitted
 from appliance.engines.chat.spec import CallMode, ConstraintSpec
 from appliance.engines.chat.syntax import ArgumentStyle, CallSyntax
 from appliance.engines.chat.vocabulary import Vocabulary
@@ -29,7 +29,7 @@ from appliance.types import ToolSpec
 CALLS_LIMIT = 16
 """Calls in one turn; a model that wants more asks again in its next."""
 
-_TAG_EXITS = (b"\n</parameter>\n", b"</function>")
+_TAG_EXITS = (b"\n</parameter>\n", b"</function>", b"/function>")
 
 
 class Phase(Protocol):
@@ -82,6 +82,8 @@ class Turn:
         self._calls = 0
         syntax = spec.syntax
         self._header_end = header_end(syntax, spec.tools) if syntax is not None else None
+        tags = syntax is not None and syntax.style is ArgumentStyle.TAGS
+        self._exits = _TAG_EXITS if tags else ()
         self._last_controls = writer.controls(syntax.last) if syntax is not None else ()
 
     def beginning(self) -> Phase:
@@ -104,13 +106,13 @@ class Turn:
             rule = f"/[ \\n]{{0,3}}/ {rule}"
         elif spec.thinking and think is not None:
             rule = f"{writer.literal(think.open)} | {rule}"
-        growth = 1 if spec.response_schema is None else growth_per_token(spec.response_schema)
-        return _Grammar(self, self._matcher(rule, rules), growth)
+        kept = None if spec.response_schema is None else fitted(spec.response_schema)
+        return _Grammar(self, self._matcher(rule, rules), kept)
 
     def called(self) -> _Grammar:
         """The header after a trigger in free text."""
         rule, rules = self._writer.header(self._syntax.after_trigger, self._syntax, self.spec.tools)
-        return _Grammar(self, self._matcher(rule, rules), 1)
+        return _Grammar(self, self._matcher(rule, rules), None)
 
     def following(self, text: bytes) -> Phase | None:
         """The phase that begins when a grammar is satisfied by `text`; None while it may go on."""
@@ -124,15 +126,10 @@ class Turn:
         more = self.spec.parallel and self._calls < CALLS_LIMIT
         return self._call(tool, self.spec.tools if more else ())
 
-    def way(self, matcher: LLMatcher, text: bytes) -> list[int] | None:
+    def way(self, matcher: LLMatcher, text: bytes, endings: tuple[bytes, ...]) -> list[int] | None:
         """Out of a grammar, and where that ends in a header, out of the call it begins."""
-        tags = self.spec.syntax is not None and self.spec.syntax.style is ArgumentStyle.TAGS
-        out = way_out(
-            matcher,
-            self.vocabulary,
-            exits=_TAG_EXITS if tags else (),
-            preferred=self._last_controls,
-        )
+        hints = Hints(self._exits, endings, self._last_controls)
+        out = way_out(matcher, self.vocabulary, hints)
         if out is None:
             return None
         text += b"".join(self.vocabulary.tokens[token] for token in out)
@@ -144,7 +141,7 @@ class Turn:
 
     def _call(self, tool: ToolSpec, others: tuple[ToolSpec, ...]) -> _Grammar:
         rule, rules = self._writer.call(tool, self._syntax, others)
-        return _Grammar(self, self._matcher(rule, rules), growth_per_token(tool.input_schema))
+        return _Grammar(self, self._matcher(rule, rules), fitted(tool.input_schema))
 
     def _named(self, text: bytes) -> ToolSpec | None:
         match = self._header_end.search(text) if self._header_end is not None else None
@@ -174,14 +171,12 @@ class _Free:
         return self._next(token) is not None
 
     def mask(self) -> NDArray[np.uint32]:
-        vocabulary = self._turn.vocabulary
-        words = vocabulary.everything.copy()
-        for token in range(vocabulary.size):
-            piece = vocabulary.tokens[token]
-            if piece and isinstance(self._turn.reader.step(self._state, piece), Called):
-                if not self.allows(token):
-                    words[token >> 5] &= ~np.uint32(1 << (token & 31))
-        return words
+        reader, allowed = self._turn.reader, self._turn.vocabulary.everything.copy()
+        for token, piece in self._turn.vocabulary.ending_like(reader.trigger):
+            called = isinstance(reader.step(self._state, piece), Called)
+            if called and not self.allows(token):
+                allowed[token >> 5] &= ~np.uint32(1 << (token & 31))
+        return allowed
 
     def after(self, token: int) -> Phase:
         following = self._next(token)
@@ -221,12 +216,11 @@ class _Until:
         return self._next(token) is not None
 
     def mask(self) -> NDArray[np.uint32]:
-        vocabulary = self._turn.vocabulary
-        words = vocabulary.everything.copy()
-        for token, piece in enumerate(vocabulary.tokens):
+        allowed = self._turn.vocabulary.everything.copy()
+        for token, piece in self._turn.vocabulary.ending_like(self._mark):
             if self._mark in self._tail + piece and not self.allows(token):
-                words[token >> 5] &= ~np.uint32(1 << (token & 31))
-        return words
+                allowed[token >> 5] &= ~np.uint32(1 << (token & 31))
+        return allowed
 
     def after(self, token: int) -> Phase:
         following = self._next(token)
@@ -254,11 +248,12 @@ class _Until:
 class _Grammar:
     """Under a grammar: a header up to its name, a call's arguments and tail, or a whole answer."""
 
-    def __init__(self, turn: Turn, matcher: LLMatcher, growth: int, text: bytes = b"") -> None:
+    def __init__(self, turn: Turn, matcher: LLMatcher, kept: Fitted | None) -> None:
         self._turn = turn
         self._matcher = matcher
-        self._text = text
-        self.growth = growth
+        self._text = b""
+        self._endings = kept.endings if kept is not None else ()
+        self.growth = kept.growth if kept is not None else 1
 
     @property
     def may_end(self) -> bool:
@@ -287,13 +282,14 @@ class _Grammar:
         return self._settled(rest)
 
     def way(self) -> list[int] | None:
-        return self._turn.way(self._matcher, self._text)
+        return self._turn.way(self._matcher, self._text, self._endings)
 
     def way_after(self, token: int) -> list[int] | None:
         ahead = self._matcher.deep_copy()
         if not ahead.consume_token(token):
             return None
-        return self._turn.way(ahead, self._text + self._turn.vocabulary.tokens[token])
+        text = self._text + self._turn.vocabulary.tokens[token]
+        return self._turn.way(ahead, text, self._endings)
 
     def _settled(self, piece: bytes) -> Phase:
         self._text += piece

@@ -5,24 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from appliance.engines.chat.schema import is_string_schema, strengthened
+from appliance.engines.chat.schema import fitted, is_string_schema
 from appliance.types import Json
 
-_OPTIONS = {
-    # One spelling of the separators, the one templates print: a model cannot spend its tokens on
-    # blanks, and what it wrote is what the next prompt says.
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-    # No \u escapes: half a surrogate pair is valid JSON and no text.
-    "json_allowed_escapes": 'nrbtf\\"',
-}
 _CLOSE = '"\\n</parameter>\\n"'
 
 
 def json_grammar(schema: Mapping[str, Json]) -> str:
     """The body of a `%json` rule."""
-    return json.dumps({**strengthened(schema), "x-guidance": _OPTIONS}, ensure_ascii=False)
+    return fitted(schema).rule
 
 
 def tags_rules(schema: Mapping[str, Json]) -> str:

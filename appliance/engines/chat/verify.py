@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import jsonschema
+from referencing.exceptions import Unresolvable
 
 from appliance.errors import EngineError
 from appliance.types import Json, ToolSpec
@@ -13,10 +15,11 @@ from appliance.types import Json, ToolSpec
 
 def check_call(tool: ToolSpec, arguments_json: str) -> Mapping[str, Json]:
     """The arguments, parsed. Raises `EngineError` naming the tool and what is wrong."""
-    arguments = _parse(arguments_json, f"the call of {tool.name}")
+    what = f"the call of {tool.name}"
+    arguments = _parse(arguments_json, what)
     if not isinstance(arguments, dict):
-        raise EngineError(f"the call of {tool.name} has no object of arguments")
-    _check(arguments, tool.input_schema, f"the call of {tool.name}")
+        raise EngineError(f"{what} has no object of arguments")
+    _check(arguments, tool.input_schema, what)
     return arguments
 
 
@@ -26,22 +29,52 @@ def check_answer(text: str, schema: Mapping[str, Json]) -> None:
 
 
 def problem_of(value: Json, schema: Mapping[str, Json]) -> str | None:
-    """What makes `value` invalid, in words; None when it is valid."""
-    validator = jsonschema.validators.validator_for(
-        schema, default=jsonschema.Draft202012Validator
-    )(schema)
-    error = jsonschema.exceptions.best_match(validator.iter_errors(value))
-    return None if error is None else f"{error.json_path}: {error.message}"
+    """What makes `value` invalid, in words; None when it is valid.
+
+    Sets written as arrays (`uniqueItems`) lose their duplicates first, in place: it is the one
+    repair that changes nothing of what was meant.
+    """
+    validator = _validator(schema)
+    for error in sorted(validator.iter_errors(value), key=lambda found: -len(found.path)):
+        if error.validator == "uniqueItems":
+            _deduplicate(error.instance)
+    found = jsonschema.exceptions.best_match(validator.iter_errors(value))
+    return None if found is None else f"{found.json_path}: {found.message}"
+
+
+def _validator(schema: Mapping[str, Json]) -> Any:
+    """Draft 2020-12 unless the schema says otherwise, or can only be older."""
+    default: Any = jsonschema.Draft202012Validator
+    if '"items": [' in json.dumps(schema):
+        default = jsonschema.Draft7Validator
+    return jsonschema.validators.validator_for(schema, default=default)(schema)
+
+
+def _deduplicate(values: list[Json]) -> None:
+    seen: set[str] = set()
+    kept: list[Json] = []
+    for value in values:
+        key = json.dumps(value, sort_keys=True)
+        if key not in seen:
+            seen.add(key)
+            kept.append(value)
+    values[:] = kept
 
 
 def _parse(text: str, what: str) -> Json:
     try:
-        return json.loads(text)
-    except ValueError as error:
+        value = json.loads(text)
+        # Digits can add up to an infinity, which JSON cannot say again.
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError) as error:
         raise EngineError(f"{what} is no JSON: {error}") from error
+    return value
 
 
 def _check(value: Json, schema: Mapping[str, Json], what: str) -> None:
-    problem = problem_of(value, schema)
+    try:
+        problem = problem_of(value, schema)
+    except (jsonschema.SchemaError, Unresolvable) as error:
+        raise EngineError(f"the schema of {what} cannot be checked: {error}") from error
     if problem is not None:
         raise EngineError(f"{what} breaks its schema: {problem}", details={"problem": problem})

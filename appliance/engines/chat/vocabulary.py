@@ -38,6 +38,7 @@ class Vocabulary:
             text = tokens[token].decode("utf-8", "replace")
             if text:
                 self.special.setdefault(text, token)
+        self._with_byte: dict[bytes, list[tuple[int, bytes]]] = {}
         self._longest = 1
         self._by_bytes: dict[bytes, int] = {}
         for token, piece in enumerate(self.tokens):
@@ -46,10 +47,11 @@ class Vocabulary:
                 self._longest = max(self._longest, len(piece))
         opening = frozenset(b'{}[]",:<\n')
         self.everything = self._mask_of(bool(piece) for piece in self.tokens)
-        self.plain = self._mask_of(
+        self.is_plain = [
             bool(piece) and token not in special and opening.isdisjoint(piece)
             for token, piece in enumerate(self.tokens)
-        )
+        ]
+        self.plain = self._mask_of(self.is_plain)
         padding = [b""] * (self.first_byte - self.size)
         source = _Source(
             tokens=[*self.tokens, *padding, *(bytes([byte]) for byte in range(256))],
@@ -63,6 +65,15 @@ class Vocabulary:
             eos_token=list(self.end_ids),
             slices=LLTokenizer.json_slices(),
         )
+
+    def ending_like(self, mark: bytes) -> list[tuple[int, bytes]]:
+        """The tokens that could complete `mark`: those with its last byte in them."""
+        last = mark[-1:]
+        if last not in self._with_byte:
+            self._with_byte[last] = [
+                (token, piece) for token, piece in enumerate(self.tokens) if last in piece
+            ]
+        return self._with_byte[last]
 
     def virtual(self, data: bytes) -> list[int]:
         """One virtual token a byte."""
