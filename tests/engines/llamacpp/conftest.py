@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from appliance.clock import new_id
 from appliance.engines.llamacpp.engine import LlamaCppEngine
@@ -15,12 +16,12 @@ from appliance.types import Completion, Delta, GenerateRequest, Role, Sampling, 
 Ask = Callable[..., GenerateRequest]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def params(default_model_path: Path) -> LlamaCppParams:
     return LlamaCppParams(default_model_path, context_window=1024, slots=2, stall_timeout_s=60)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(params: LlamaCppParams) -> AsyncIterator[LlamaCppEngine]:
     async with LlamaCppEngine(params) as engine:
         yield engine
