@@ -23,7 +23,9 @@ from appliance.tools.builtin import asking, filing, shell
 from appliance.tools.builtin.base import BuiltIn
 from appliance.tools.confine import Outside
 from appliance.tools.detached import DetachedCalls
-from appliance.tools.executor import Executor, environment, runner_key
+from appliance.tools.executor import Executor, call_limits, environment, runner_key
+from appliance.tools.mcp.server import Surroundings
+from appliance.tools.mcp.servers import McpServers
 from appliance.tools.output import visible
 from appliance.tools.ports import Ports
 from appliance.tools.sandbox.report import SandboxReport, probe
@@ -62,12 +64,14 @@ class Toolbox:
     ) -> None:
         """`never`: folders no tool may see, besides `state_dir` (config, socket, models)."""
         self._config = config
+        self._state_dir = state_dir
         self._calls_dir = state_dir / "calls"
         self._clock = clock
         self._ports = ports
         self._never = tuple(str(path) for path in (state_dir, *never))
         self._sandbox: SandboxReport | None = None
         self._executor: Executor | None = None
+        self._servers: McpServers | None = None
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self._calls_dir.mkdir, 0o700, True, True)
@@ -80,6 +84,21 @@ class Toolbox:
             clock=self._clock,
             never=self._never,
         )
+        around = Surroundings(
+            self._state_dir,
+            self._sandbox,
+            call_limits(self._config().tools),
+            self._never,
+            self._ports,
+            self._clock,
+        )
+        self._servers = McpServers(
+            lambda: self._config().mcp,
+            around,
+            self._calls_dir,
+            lambda: self._config().tools.output_max_bytes,
+        )
+        await self._servers.__aenter__()
         return self
 
     async def __aexit__(
@@ -88,6 +107,8 @@ class Toolbox:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        assert self._servers is not None
+        await self._servers.__aexit__(kind, error, trace)
         self._executor = None
 
     @property
@@ -95,14 +116,26 @@ class Toolbox:
         assert self._sandbox is not None, "enter the toolbox first"
         return self._sandbox
 
+    @property
+    def servers(self) -> McpServers:
+        """The MCP servers: `report()` for people, `accept_tools(name)` after a change."""
+        assert self._servers is not None, "enter the toolbox first"
+        return self._servers
+
+    async def learn(self, agent: str) -> None:
+        """Start those MCP servers of an agent whose tools are not known yet; before `specs`."""
+        await self.servers.learn(self._config().agents[agent].mcp)
+
     def specs(self, agent: str) -> tuple[ToolSpec, ...]:
-        """What an agent may use, built-in tools in the order its config names them."""
+        """What an agent may use: built-in tools as its config names them, then those of its MCP
+        servers, as `server__tool`."""
         config = self._config()
-        return tuple(
+        own = tuple(
             BUILT_IN[name].spec
             for name in config.agents[agent].tools
             if name != "fetch" or config.tools.fetch_enabled
         )
+        return own + self.servers.specs(config.agents[agent].mcp)
 
     def prepare(self, call: ToolCallBlock, ctx: ToolContext) -> Intent | ToolOutcome:
         """The call as an `Intent`, or an error for the model. The same call prepared again, also
@@ -126,13 +159,17 @@ class Toolbox:
                 ctx.label,
             )
         ctx.workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
-        tool = BUILT_IN[call.name]
-        try:
-            tool.work(call.call_id, call.arguments, ctx)
-            summary = tool.summary(call.arguments, ctx)
-        except Outside as error:
-            return error_outcome(call.call_id, f"Not allowed: {error}.", ctx.label)
-        told = environment(ctx.workspace, self.sandbox)
+        tool = BUILT_IN.get(call.name)
+        if tool is None:
+            told: dict[str, str] = {}
+            summary = f"{call.name}\n{json.dumps(dict(call.arguments), indent=1)}"
+        else:
+            told = environment(ctx.workspace, self.sandbox)
+            try:
+                tool.work(call.call_id, call.arguments, ctx)
+                summary = tool.summary(call.arguments, ctx)
+            except Outside as error:
+                return error_outcome(call.call_id, f"Not allowed: {error}.", ctx.label)
         return Intent(
             call_id=call.call_id,
             tool=call.name,
@@ -144,7 +181,8 @@ class Toolbox:
 
     def decide(self, intent: Intent, ctx: ToolContext) -> Verdict:
         """Allow, ask a person, or deny, by the agent's rules and the grants in `ctx`."""
-        leaves = BUILT_IN[intent.tool].leaves_machine
+        tool = BUILT_IN.get(intent.tool)
+        leaves = self.servers.leaves_machine(intent.tool) if tool is None else tool.leaves_machine
         if leaves and ctx.label is Label.PRIVATE:
             return Deny("private data is in play, and this tool sends data away")
         rules = self._config().agents[ctx.agent].approvals
@@ -158,12 +196,18 @@ class Toolbox:
         """Carry a call out. If an earlier runner of it still counts, its result is taken; only
         when that runner died is it started anew: run an in-doubt call only on a decision."""
         assert self._executor is not None
-        return await self._executor.run(BUILT_IN[intent.tool], intent, ctx)
+        tool = BUILT_IN.get(intent.tool)
+        if tool is None:
+            return await self.servers.run(intent, ctx, runner_key(intent.call_id, ctx))
+        return await self._executor.run(tool, intent, ctx)
 
     async def adopt(self, intent: Intent, ctx: ToolContext) -> ToolOutcome | InDoubt | NotStarted:
         """What became of a call that an earlier daemon intended; waits while it runs."""
         assert self._executor is not None
-        return await self._executor.adopt(BUILT_IN[intent.tool], intent, ctx)
+        tool = BUILT_IN.get(intent.tool)
+        if tool is None:
+            return self.servers.adopt(intent, runner_key(intent.call_id, ctx))
+        return await self._executor.adopt(tool, intent, ctx)
 
     def cancel(self, call_id: str, ctx: ToolContext) -> bool:
         """End a call's runner. `run` or `adopt` then return its outcome, which says so."""

@@ -42,6 +42,7 @@ def become(spec: dict[str, Any], cage: Cage) -> NoReturn:
             os.chdir(workspace.fd)
             landlock.restrict(_rules(workspace, cage), cage.network)
             landlock.forbid_system_calls(cage.network)
+            landlock.drop_capabilities()
         else:
             os.chdir(workspace.fd)
         os.execvpe(argv[0], argv, spec["environment"])

@@ -21,6 +21,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _RULE_PATH_BENEATH = 1
+_PR_CAPBSET_DROP, _CAPABILITIES = 24, 64
+_CAPSET = {"x86_64": 126, "aarch64": 91}
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _PR_SET_CHILD_SUBREAPER = 1, 22, 38, 36
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
@@ -81,6 +83,13 @@ def forbid_system_calls(network: bool = False) -> None:
     buffer = ctypes.create_string_buffer(code, len(code))
     head = struct.pack("@HP", len(program), ctypes.addressof(buffer))
     _prctl(_PR_SET_SECCOMP, 2, ctypes.c_char_p(head))
+
+
+def drop_capabilities() -> None:
+    """Give up every capability, now and for whatever is executed; matters to a daemon of root."""
+    for number in range(_CAPABILITIES):
+        _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)  # fails above the kernel's last one
+    _call(_CAPSET[platform.machine()], struct.pack("=Ii", 0x20080522, 0), bytes(24))
 
 
 def die_with_parent(signal_number: int) -> None:

@@ -98,11 +98,13 @@ def bubblewrap_argv(
     args += ["--unshare-user", "--disable-userns"] if disable_userns else []
     args += ["--share-net"] if cage.network else ["--hostname", "sandbox"]
     system = SYSTEM_FOLDERS + (NETWORK_FILES if cage.network else ())
-    for path in (*system, *cage.extra_read):
+    for path in system:
         args += ["--ro-bind-try", path, path]
     args += ["--proc", "/proc", "--dev", "/dev"]
     for path in ("/tmp", "/var/tmp", "/dev/shm"):
         args += ["--size", str(TEMPORARY_BYTES), "--tmpfs", path]
+    for path in cage.extra_read:
+        args += ["--ro-bind-try", path, path]
     for path in cage.extra_write:
         args += ["--bind-try", path, path]
     seen = (*system, *cage.extra_read, *cage.extra_write, "/tmp", "/var/tmp")
