@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.errors import BadRequest
 from appliance.gpu.calibration import Calibration
 from appliance.gpu.estimate import estimate, layer_devices
+from appliance.gpu.estimate_file import estimate_file
 from appliance.gpu.footprint import ShapeFootprint
-from appliance.gpu.report import estimate_file
 from appliance.gpu.shape import read_shape
 from appliance.gpu.types import (
     GIB,
@@ -187,3 +188,12 @@ def test_a_file_is_told_by_term_and_device(tmp_path: Path) -> None:
     assert sum(terms) == body["total_bytes"] == body["by_device"][HOST]["total_bytes"]
     assert body["layers_by_kind"] == {"attention": 5, "sliding": 29}
     assert body["kv_bytes"] == 682 * MIB
+
+
+@pytest.mark.parametrize(
+    ("context", "slots", "kv"), [(0, 1, "f16"), (4096, 0, "f16"), (1, 1, "q3")]
+)
+def test_nonsense_is_refused(tmp_path: Path, context: int, slots: int, kv: str) -> None:
+    path = write(SKETCHES["gemma-3-270m"](), tmp_path)
+    with pytest.raises(BadRequest):
+        estimate_file(path, context, slots, kv)

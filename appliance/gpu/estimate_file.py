@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from appliance.errors import BadRequest
 from appliance.gpu.calibration import Calibration
 from appliance.gpu.estimate import estimate
 from appliance.gpu.safetensors import read_shape as read_folder_shape
@@ -18,6 +19,10 @@ from appliance.gpu.types import (
     Term,
 )
 
+MAX_CONTEXT = 1 << 27
+MAX_SLOTS = 256
+"""llama.cpp's own limit on sequences (`LLAMA_MAX_SEQ`)."""
+
 
 def read_model(path: Path) -> ModelShape:
     """A GGUF file or a safetensors folder. Raises `ModelBroken`."""
@@ -28,7 +33,7 @@ def estimate_file(
     path: Path,
     context: int,
     slots: int = 1,
-    kv_type: KvType = KvType.F16,
+    kv_type: KvType | str = KvType.F16,
     *,
     is_unified: bool = True,
     gpu_layers: int = 0,
@@ -37,7 +42,18 @@ def estimate_file(
     calibration: Calibration | None = None,
 ) -> dict[str, Any]:
     """What `path` would take. `context` is all cells of the cache (llama.cpp's `n_ctx`), shared by
-    `slots` sequences; without `devices` everything is on the host. Raises `ModelBroken`."""
+    `slots` sequences; without `devices` everything is on the host. Raises `ModelBroken`, and
+    `BadRequest` for sizes or a KV type that make no sense."""
+    if not 0 < context <= MAX_CONTEXT or not 0 < slots <= MAX_SLOTS:
+        raise BadRequest(
+            f"a context of {context} with {slots} slots cannot be estimated",
+            hint=f"contexts up to {MAX_CONTEXT}, slots up to {MAX_SLOTS}",
+        )
+    try:
+        kv_type = KvType(kv_type)
+    except ValueError as error:
+        known = ", ".join(KvType)
+        raise BadRequest(f"there is no KV type {kv_type!r}", hint=f"one of {known}") from error
     model = read_model(path)
     plan = PlanParams(
         n_ctx=context,
