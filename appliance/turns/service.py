@@ -98,6 +98,7 @@ class Turns:
         self._cancelled: dict[str, ev.TurnCancelled] = {}
         self._session_order: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._answering = asyncio.Lock()
+        self._by_key: dict[tuple[int, str], asyncio.Lock] = {}
         self._group = asyncio.TaskGroup()
         self.is_draining = False
 
@@ -152,10 +153,19 @@ class Turns:
             raise Overloaded(
                 f"{UNFINISHED_MAX} turns are unfinished", hint="appliance turns", retry_after_s=30
             )
-        if request.key is not None:
-            earlier = await self._index.turn_by_key(request.owner_uid, request.key)
-            if earlier is not None:
-                return Started(earlier.turn_id, earlier.session_id, is_repeat=True)
+        if request.key is None:
+            return await self._start(request)
+        name = (request.owner_uid, request.key)
+        async with self._by_key.setdefault(name, asyncio.Lock()):
+            try:
+                earlier = await self._index.turn_by_key(*name)
+                if earlier is not None:
+                    return Started(earlier.turn_id, earlier.session_id, is_repeat=True)
+                return await self._start(request)
+            finally:
+                self._by_key.pop(name, None)
+
+    async def _start(self, request: StartTurn) -> Started:
         config = self._agent_config(request.agent)
         self._check_overrides(config, request)
         session = await self._session_of(request)
@@ -195,6 +205,7 @@ class Turns:
             draft,
             index=(replace(session, updated_ms=now_ms), turn_row(provisional, key, now_ms)),
             durable=True,
+            opens_work=True,
         )
         return event
 

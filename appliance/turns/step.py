@@ -31,7 +31,17 @@ from appliance.errors import (
 from appliance.router import retry
 from appliance.router.explain import explain, explain_verdict
 from appliance.router.record import Decision, decided, decision_to_json
-from appliance.router.types import NoRoute, Place, Policy, Score, StepFacts, Tuning, bounded_text
+from appliance.router.types import (
+    NoRoute,
+    Place,
+    Policy,
+    Rejection,
+    Route,
+    Score,
+    StepFacts,
+    Tuning,
+    bounded_text,
+)
 from appliance.router.verify import AnswerFacts, Escalate, Keep, judge
 from appliance.scheduler.dispatcher import Lease, LeaseRequest
 from appliance.turns import events as ev
@@ -239,7 +249,12 @@ class Steps:
         targets = self._places.describe(chain, ready.agent_name, state.session_id)
         tuning = tuning_of(config, ready.agent)
         score = self._scorer.score(facts)
-        return decided(facts, targets, score, self._chance.random(), tuning)
+        decision = decided(facts, targets, score, self._chance.random(), tuning)
+        if _forecast_alone_shuts(decision.outcome):
+            # Only a tokenizer knows what fits, and only time tells what is late: rather try.
+            facts = replace(facts, prompt_tokens=0, max_output_tokens=0, time_left_s=None)
+            decision = decided(facts, targets, score, self._chance.random(), tuning)
+        return decision
 
     def _facts(self, ready: _Prepared, chain: tuple[str, ...], escalated: bool) -> StepFacts:
         state, step = ready.state, ready.step
@@ -536,6 +551,14 @@ def _failures_in_a_row(state: TurnState) -> int:
             break
         count += len(results)
     return count
+
+
+def _forecast_alone_shuts(outcome: Route | NoRoute) -> bool:
+    """No target is open, and some are shut by nothing but an estimate."""
+    return isinstance(outcome, NoRoute) and any(
+        each.rejections and set(each.rejections) <= {Rejection.WINDOW, Rejection.DEADLINE}
+        for each in outcome.candidates
+    )
 
 
 def _refused(outcome: NoRoute) -> Refused:

@@ -1,0 +1,125 @@
+"""Compaction on random histories: fits or refuses, pairs intact, deterministic, announced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from appliance.errors import PromptTooLong
+from appliance.turns.prompt import Fitted, fit
+from appliance.types import (
+    Message,
+    Role,
+    TextBlock,
+    ToolCallBlock,
+    ToolResultBlock,
+    text_message,
+)
+
+SYSTEM = (text_message(Role.SYSTEM, "You are an agent."),)
+
+
+def count(messages: Sequence[Message], chars_per_token: float) -> int:
+    """A tokenizer of its own pace, unlike the estimate's."""
+    total = 0
+    for message in messages:
+        total += 4
+        for block in message.blocks:
+            match block:
+                case TextBlock(text=text):
+                    total += int(len(text) / chars_per_token) + 1
+                case ToolCallBlock():
+                    total += 12
+                case ToolResultBlock(content=content):
+                    total += sum(
+                        int(len(getattr(p, "text", "")) / chars_per_token) for p in content
+                    )
+    return total
+
+
+def run_fit(
+    earlier: Sequence[Message], current: Sequence[Message], budget: int, pace: float
+) -> Fitted:
+    asking = fit(SYSTEM, earlier, current, budget)
+    messages = next(asking)
+    while True:
+        try:
+            messages = asking.send(count(messages, pace))
+        except StopIteration as stop:
+            fitted: Fitted = stop.value
+            return fitted
+
+
+@st.composite
+def exchanges(draw: st.DrawFn, prefix: str) -> tuple[Message, ...]:
+    """A question, steps of calls with their results, and perhaps a last answer."""
+    messages = [text_message(Role.USER, "q" * draw(st.integers(1, 400)))]
+    for step in range(draw(st.integers(0, 4))):
+        ids = [f"{prefix}_{step}_{n}" for n in range(draw(st.integers(1, 3)))]
+        calls = tuple(ToolCallBlock(i, "tool", {"a": 1}) for i in ids)
+        results = tuple(
+            ToolResultBlock(i, (TextBlock("r" * draw(st.integers(0, 6000))),)) for i in ids
+        )
+        messages += [Message(Role.ASSISTANT, calls), Message(Role.USER, results)]
+    if draw(st.booleans()):
+        messages.append(text_message(Role.ASSISTANT, "a" * draw(st.integers(1, 800))))
+    return tuple(messages)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    earlier: tuple[Message, ...] = ()
+    for number in range(draw(st.integers(0, 6))):
+        earlier += draw(exchanges(f"e{number}"))
+    return earlier, draw(exchanges("c"))
+
+
+@settings(max_examples=400, deadline=None)
+@given(histories(), st.integers(60, 6000), st.floats(1.5, 6.0))
+def test_what_fits_fits_with_whole_pairs_and_the_question_kept(
+    history: tuple[tuple[Message, ...], tuple[Message, ...]], budget: int, pace: float
+) -> None:
+    earlier, current = history
+    try:
+        fitted = run_fit(earlier, current, budget, pace)
+    except PromptTooLong as error:
+        alone = count((*SYSTEM, current[0]), pace)
+        assert alone + 60 > budget, "refused although system and question fit"
+        assert f"> {budget} maximum" in error.message
+        return
+    assert count(fitted.messages, pace) == fitted.prompt_tokens <= budget
+    assert fitted.messages[0] == SYSTEM[0]
+    assert current[0].text in "".join(m.text for m in fitted.messages)
+    calls = [b.call_id for m in fitted.messages for b in m.blocks if isinstance(b, ToolCallBlock)]
+    results = [
+        b.call_id for m in fitted.messages for b in m.blocks if isinstance(b, ToolResultBlock)
+    ]
+    assert calls == results
+    roles = [m.role for m in fitted.messages]
+    assert Role.ASSISTANT not in roles[1:2]
+    if fitted.is_compacted:
+        assert any("Left out to fit" in m.text for m in fitted.messages)
+    else:
+        assert fitted.messages == (*SYSTEM, *earlier, *current)
+    assert run_fit(earlier, current, budget, pace) == fitted
+
+
+def test_a_question_that_alone_is_too_long_names_both_numbers() -> None:
+    with pytest.raises(PromptTooLong, match=r"prompt is too long: \d+ tokens > 100 maximum"):
+        run_fit((), (text_message(Role.USER, "x" * 4000),), 100, 4.0)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None)
+@given(histories(), st.integers(60, 6000), st.floats(1.5, 6.0))
+def test_ten_thousand_histories(
+    history: tuple[tuple[Message, ...], tuple[Message, ...]], budget: int, pace: float
+) -> None:
+    earlier, current = history
+    try:
+        assert run_fit(earlier, current, budget, pace).prompt_tokens <= budget
+    except PromptTooLong:
+        assert count((*SYSTEM, current[0]), pace) + 60 > budget
