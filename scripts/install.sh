@@ -69,8 +69,10 @@ release_name() {
 }
 
 install_user_and_folders() {
-    [ $scope = user ] || getent passwd appliance >/dev/null ||
-        useradd --system --user-group --home-dir "$state" --shell /usr/sbin/nologin appliance
+    if [ $scope = system ] && ! getent passwd appliance >/dev/null; then
+        getent group appliance >/dev/null || groupadd --system appliance
+        useradd --system --gid appliance --home-dir "$state" --shell /usr/sbin/nologin appliance
+    fi
     if [ $scope = system ]; then
         install -d -m 0755 "$program" "$releases"
         install -d -m 0750 -o appliance -g appliance "$config"
@@ -164,7 +166,10 @@ uninstall() {
     [ $scope = user ] || rmdir --ignore-fail-on-non-empty "$program" 2>/dev/null || true
     if [ $purge = yes ]; then
         rm -rf "$config" "$state" "$models"
-        [ $scope = user ] || ! getent passwd appliance >/dev/null || userdel appliance
+        if [ $scope = system ]; then
+            userdel appliance 2>/dev/null || true # with its group, if nobody else is in it
+            groupdel appliance 2>/dev/null || true
+        fi
         say "removed, with configuration, models and state"
     else
         say "removed; kept: $config (configuration), $state (state), $models (models)"
