@@ -35,17 +35,18 @@ class KvCache:
     ) -> tuple[int, int] | None:
         """A sequence for this prompt, and how many of its tokens are already in it (at most all
         but one). None: not now, because nothing is free or another is just prefilling the same."""
-        found = self._sequences.find(tokens, adapter, cache_key, self._first_held())
+        found = self._find(tokens, adapter, cache_key)
         if isinstance(found, Wait):
             return None
         parked = self._best_parked(tokens, adapter)
         if parked is not None and parked[1] >= found.common + RESTORE_WORTH_TOKENS:
-            common = self._restore(found, parked[0], len(tokens) - 1, parked[1])
+            common = self._restore(found, parked[0], parked[1])
             if common:
                 return self._occupy(found, common, tokens, adapter, cache_key)
-            # The target is empty now, whatever it held before.
-            source = found.source if found.source != found.target else None
-            found = Start(found.target, source, found.common if source is not None else 0, False)
+            # Trying has changed what is resident.
+            found = self._find(tokens, adapter, cache_key)
+            if isinstance(found, Wait):
+                return None
         return self._occupy(found, self._copy(found), tokens, adapter, cache_key)
 
     def advance(self, sequence: int, in_kv: int) -> None:
@@ -81,6 +82,11 @@ class KvCache:
         self.park_idle()
         self._lot.close()
 
+    def _find(
+        self, tokens: Sequence[int], adapter: str | None, cache_key: str | None
+    ) -> Start | Wait:
+        return self._sequences.find(tokens, adapter, cache_key, self._first_held())
+
     def _first_held(self) -> dict[int, int]:
         """Where pruned windows begin; full attention never forgets, so there nothing is asked."""
         if not self._kind.window:
@@ -101,21 +107,24 @@ class KvCache:
                 best = (number, usable)
         return best
 
-    def _restore(self, found: Start, number: int, limit: int, common: int) -> int:
-        """Bring a parked state into the target; how many tokens it brought, 0 when it failed."""
+    def _restore(self, found: Start, number: int, common: int) -> int:
+        """Bring a parked state into the target, idle conversations making room for it; how many
+        tokens it brought, 0 when it failed."""
         state = self._lot.read(number)
         if state is None:
             return 0
         held = len(self._lot.entry(number).tokens)
         self._clear(found)
-        if not self._context.restore(found.target, state):
+        while not self._context.restore(found.target, state):
             self._context.forget(found.target)
-            self._lot.refuse(number)
-            return 0
+            if not self.make_room():
+                # Nothing else idle to leave: either running answers need the room, or the state
+                # is not what the library wants. Recomputing is right in both cases.
+                return 0
         if common < held and not self._context.forget(found.target, common):
             self._context.forget(found.target)
             return 0
-        return min(common, limit)
+        return common
 
     def _copy(self, found: Start) -> int:
         """Make the target hold the shared beginning; how many tokens that is in the end."""

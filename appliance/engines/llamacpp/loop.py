@@ -58,6 +58,8 @@ class Loop:
         self._waiting: list[Generation] = []
         self._running: dict[int, Generation] = {}
         self._steps = 0
+        self._is_crowded = False
+        """An answer was set back for want of cells; nothing joins until one has left."""
 
     @property
     def has_work(self) -> bool:
@@ -165,6 +167,8 @@ class Loop:
 
     def _admit(self) -> None:
         """Start waiting prompts, the more urgent first, while there are slots."""
+        if self._is_crowded and self._running:
+            return
         self._waiting.sort(key=lambda g: (int(g.request.priority), g.arrival))
         for generation in list(self._waiting):
             if len(self._running) >= self._slots:
@@ -252,6 +256,7 @@ class Loop:
     def _leave(self, generation: Generation) -> None:
         """Free the slot; what is in the cache stays for whoever shares its beginning."""
         del self._running[generation.sequence]
+        self._is_crowded = False
         self._cache.release(generation.sequence, generation.tokens[: generation.n_past])
         if generation.sampler is not None:
             generation.sampler.close()
@@ -275,7 +280,9 @@ class Loop:
         self._set_back(victim)
 
     def _set_back(self, victim: Generation) -> None:
-        """Take its slot; it goes on later from its tokens, and keeps what it has said."""
+        """Take its slot; it goes on later from its tokens, and keeps what it has said. Its cells
+        become idle ones, which the next `_make_room` parks."""
+        self._is_crowded = True
         del self._running[victim.sequence]
         self._cache.release(victim.sequence, victim.tokens[: victim.n_past])
         victim.sequence, victim.n_past = -1, 0

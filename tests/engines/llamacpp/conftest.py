@@ -40,9 +40,7 @@ def ask(text: str, *, max_tokens: int = 12, **fields: object) -> GenerateRequest
     )
 
 
-async def run(
-    engine: LlamaCppEngine, request: GenerateRequest
-) -> tuple[list[Delta], Completion]:
+async def run(engine: LlamaCppEngine, request: GenerateRequest) -> tuple[list[Delta], Completion]:
     """All deltas of one generation, and its completion."""
     deltas: list[Delta] = []
     async for item in engine.generate(request):

@@ -11,7 +11,16 @@ import pytest
 
 from appliance.engines.llamacpp.engine import LlamaCppEngine
 from appliance.engines.llamacpp.params import LlamaCppParams
-from appliance.types import Completion, GenerateRequest, Message, Role, TextBlock, text_message
+from appliance.types import (
+    Completion,
+    GenerateRequest,
+    Message,
+    Priority,
+    Role,
+    StopReason,
+    TextBlock,
+    text_message,
+)
 
 from . import tiny_models
 from .conftest import ask, run
@@ -79,7 +88,7 @@ async def test_the_next_turn_continues_where_the_last_one_ended(
         first = await answer(engine, turn("one", cache_key="a"))
         follow = turn("one", first.message.text, "and then?", cache_key="a")
         second = await answer(engine, follow)
-    assert second.usage.cached_tokens >= first.usage.prompt_tokens - 1 or any_memory.slots == 0
+    assert second.usage.cached_tokens >= first.usage.prompt_tokens - 1
     assert second.message == (await alone(any_memory, follow)).message
 
 
@@ -151,21 +160,16 @@ async def test_one_slot_serves_two_conversations_from_ram(tiny: LlamaCppParams) 
 async def test_a_full_cache_sets_a_background_answer_back_and_both_finish(
     tiny: LlamaCppParams,
 ) -> None:
-    from appliance.types import Priority
-
     tight = dataclasses.replace(tiny, context_window=512, kv_tokens=512, slots=2)
     text = "y" * 200
     async with LlamaCppEngine(tight) as engine:
-        background = dataclasses.replace(
-            ask(text, max_tokens=150), priority=Priority.BACKGROUND
-        )
+        background = dataclasses.replace(ask(text, max_tokens=150), priority=Priority.BACKGROUND)
         urgent = dataclasses.replace(
             ask(text[::-1] + "z", max_tokens=150), priority=Priority.INTERACTIVE
         )
         both = await asyncio.gather(answer(engine, background), answer(engine, urgent))
-        expected = await answer(engine, ask(text, max_tokens=150))
-    assert [c.usage.output_tokens > 0 for c in both] == [True, True]
-    assert both[0].message == expected.message
+    assert [c.usage.output_tokens for c in both] == [150, 150]
+    assert [c.stop_reason for c in both] == [StopReason.MAX_TOKENS] * 2
 
 
 async def test_an_adapter_changes_its_own_answers_only(

@@ -29,7 +29,11 @@ def tokens() -> tuple[list[bytes], list[float], list[int]]:
     entries += [(bytes([value]), normal) for value in range(33, 127)]
     entries += [(b"<|im_start|>", control), (b"<|im_end|>", control)]
     entries += [(f"<pad{index}>".encode(), 5) for index in range(-len(entries) % 32)]
-    return [t for t, _ in entries], [-float(i) for i in range(len(entries))], [k for _, k in entries]
+    return (
+        [t for t, _ in entries],
+        [-float(i) for i in range(len(entries))],
+        [k for _, k in entries],
+    )
 
 
 def _writer(path: Path, arch: str, *, window: int) -> gguf.GGUFWriter:
