@@ -6,23 +6,33 @@ from appliance.gpu.calibration import Calibration
 from appliance.gpu.estimate import estimate
 from appliance.gpu.types import HOST, Estimate, Layout, ModelShape, PlanParams
 
+MAX_SEQUENCES = 256
+"""llama.cpp's limit (`LLAMA_MAX_SEQ`)."""
 MAX_REMEMBERED = 4096
 """Layouts whose answer is kept; placement asks the same ones again and again."""
+
+
+def sequence_count(shape: ModelShape, slots: int) -> int:
+    """Sequence ids our llama.cpp worker asks for: beside its slots as many again for idle
+    conversations, where they cost nothing but cells (a state or a window costs each its own)."""
+    costs_each = any(layer.s_width or layer.r_width for layer in shape.layers)
+    if costs_each or shape.window_tokens:
+        return slots
+    return min(2 * slots + 2, MAX_SEQUENCES)
 
 
 class ShapeFootprint:
     """Bytes of a GGUF model in a layout. Remembers its answers; otherwise a pure function.
 
     Before cards are chosen they have no names, so the context of the hungriest calibrated card
-    counts for each. `spare_sequences` are those the engine keeps beside its slots (a shared
-    prefix, say)."""
+    counts for each. `embeddings`: the model embeds whole texts in one batch."""
 
     def __init__(
         self,
         shape: ModelShape,
         calibration: Calibration | None = None,
         *,
-        spare_sequences: int = 0,
+        embeddings: bool = False,
         n_batch: int = 2048,
         n_ubatch: int = 512,
     ) -> None:
@@ -30,7 +40,7 @@ class ShapeFootprint:
         worst = max(known.contexts.values(), default=known.context_bytes(""))
         self.shape = shape
         self._calibration = Calibration(contexts={f"card{n}": worst for n in range(_CARDS)})
-        self._spare_sequences = spare_sequences
+        self._is_embedding = embeddings or shape.is_encoder
         self._batches = (n_batch, n_ubatch)
         self._answers: dict[Layout, tuple[int, ...]] = {}
 
@@ -40,12 +50,19 @@ class ShapeFootprint:
 
     def params(self, layout: Layout, devices: tuple[str, ...]) -> PlanParams:
         """How an engine is started for this layout on these cards."""
+        n_batch, n_ubatch = self._batches
+        sequences = sequence_count(self.shape, layout.slots)
+        outputs = sequences
+        if self._is_embedding:
+            n_batch = n_ubatch = outputs = max(n_ubatch, layout.context_window)
+            sequences = layout.slots
         return PlanParams(
             n_ctx=layout.context_window * layout.slots,
-            n_seq_max=layout.slots + self._spare_sequences,
+            n_seq_max=sequences,
             kv_type=layout.kv_type,
-            n_batch=self._batches[0],
-            n_ubatch=self._batches[1],
+            n_batch=max(n_batch, n_ubatch),
+            n_ubatch=n_ubatch,
+            n_outputs_max=outputs,
             gpu_layers=layout.gpu_layers,
             tensor_split=layout.shares,
             devices=devices,

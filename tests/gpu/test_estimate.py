@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from appliance.errors import BadRequest
 from appliance.gpu.calibration import Calibration
 from appliance.gpu.estimate import estimate, layer_devices
 from appliance.gpu.estimate_file import estimate_file
-from appliance.gpu.footprint import ShapeFootprint
+from appliance.gpu.footprint import ShapeFootprint, sequence_count
 from appliance.gpu.shape import read_shape
 from appliance.gpu.types import (
     GIB,
@@ -197,3 +198,23 @@ def test_nonsense_is_refused(tmp_path: Path, context: int, slots: int, kv: str) 
     path = write(SKETCHES["gemma-3-270m"](), tmp_path)
     with pytest.raises(BadRequest):
         estimate_file(path, context, slots, kv)
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "gemma-3-4b", "mamba-130m", "jamba-3b"])
+def test_the_footprint_counts_the_sequences_our_worker_asks_for(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    from appliance.engines.llamacpp.params import LlamaCppParams
+    from appliance.engines.llamacpp.worker import sequence_count as of_worker
+
+    @dataclass
+    class Loaded:
+        is_recurrent: bool
+        window_cells: int
+
+    path = write(SKETCHES[name](), tmp_path)
+    shape = read_shape(path)
+    is_recurrent = any(layer.s_width for layer in shape.layers)
+    for slots in (1, 4, 200):
+        params = LlamaCppParams(path, slots=slots)
+        loaded = Loaded(is_recurrent, shape.window_tokens)
+        assert sequence_count(shape, slots) == of_worker(params, loaded)  # type: ignore[arg-type]
