@@ -28,6 +28,7 @@ from appliance.engines.chat.grammar import GrammarWriter
 from appliance.engines.chat.phases import Phase, Turn
 from appliance.engines.chat.spec import ConstraintSpec
 from appliance.engines.chat.vocabulary import Vocabulary
+from appliance.errors import BadRequest
 
 MARGIN_TOKENS = 4
 """Tokens kept in hand: a rounded growth, an end token."""
@@ -77,6 +78,12 @@ class Constraint:
         self._way_bound = 0
         self._is_way_exact = True
         self._know(self._phase.way())
+        if self._way_bound > self._remaining:
+            raise BadRequest(
+                f"max_tokens is too small for the demanded answer: "
+                f"{max_tokens} < {self._way_bound}",
+                hint="raise max_tokens",
+            )
         self._ahead: tuple[int, list[int]] | None = None
         self._forced: list[int] | None = None
         self.is_complete = False
@@ -95,11 +102,12 @@ class Constraint:
             return self._phase.may_end
         if not self._phase.allows(token):
             return False
-        if self._has_room(1 if self._vocabulary.is_plain[token] else self._phase.growth):
+        if self._has_room(self._phase.cost(token)):
             return True
         way = self._phase.way_after(token)
         if way is not None and len(way) >= self._remaining:
-            self._force()
+            if not self._phase.may_end:
+                self._force()
             return False
         self._ahead = None if way is None else (token, way)
         return True
@@ -133,6 +141,7 @@ class Constraint:
             self.is_complete = True
             return
         before = self._phase
+        cost = before.cost(token)
         self._phase = before.after(token)
         if self._forced is not None:
             self._forced = self._forced[1:]
@@ -146,8 +155,7 @@ class Constraint:
             self._know(self._way[1:])
         else:
             self._is_way_exact = False
-            plain = self._vocabulary.is_plain[token]
-            self._way_bound += 1 if plain else self._phase.growth
+            self._way_bound += cost
         self._ahead = None
         self.is_complete = self._phase.is_over
 

@@ -76,14 +76,15 @@ def _one(code: Any, value: Any) -> str:
     if code is codes.IN:
         return _member(value)
     if code is codes.BRANCH:
-        return min((_shortest(branch) for branch in value[1]), key=len)
+        branches = [_shortest(branch) for branch in value[1]]
+        return min(branches, key=len)
     if code is codes.SUBPATTERN:
         return _shortest(value[-1])
     if code in (codes.MAX_REPEAT, codes.MIN_REPEAT, codes.POSSESSIVE_REPEAT):
         least = value[0]
         if least > LENGTH_LIMIT:
             raise _Unknown
-        return _shortest(value[2]) * least
+        return _shortest(value[2]) * int(least)
     if code is codes.AT:
         return ""
     raise _Unknown

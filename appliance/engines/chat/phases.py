@@ -29,6 +29,8 @@ from appliance.types import ToolSpec
 CALLS_LIMIT = 16
 """Calls in one turn; a model that wants more asks again in its next."""
 
+_CALL_TOKENS = 1024
+"""Left with fewer tokens, we look before a call begins whether it can end."""
 _TAG_EXITS = (b"\n</parameter>\n", b"</function>", b"/function>")
 
 
@@ -48,6 +50,10 @@ class Phase(Protocol):
     @property
     def growth(self) -> int:
         """Tokens that one more token can add to the way out."""
+        ...
+
+    def cost(self, token: int) -> int:
+        """Tokens that this token can add; at most `growth`."""
         ...
 
     def allows(self, token: int) -> bool: ...
@@ -161,11 +167,15 @@ class _Free:
 
     may_end = True
     is_over = False
-    growth = 0
+    growth = _CALL_TOKENS
 
     def __init__(self, turn: Turn, state: FreeText) -> None:
         self._turn = turn
         self._state = state
+
+    def cost(self, token: int) -> int:
+        step = self._turn.reader.step(self._state, self._turn.vocabulary.tokens[token])
+        return 0 if isinstance(step, FreeText) else _CALL_TOKENS
 
     def allows(self, token: int) -> bool:
         return self._next(token) is not None
@@ -211,6 +221,9 @@ class _Until:
         self._turn = turn
         self._mark = think.close.encode()
         self._tail = tail
+
+    def cost(self, token: int) -> int:
+        return 0
 
     def allows(self, token: int) -> bool:
         return self._next(token) is not None
@@ -262,6 +275,9 @@ class _Grammar:
     @property
     def is_over(self) -> bool:
         return bool(self._matcher.is_stopped())
+
+    def cost(self, token: int) -> int:
+        return 1 if self._turn.vocabulary.is_plain[token] else self.growth
 
     def allows(self, token: int) -> bool:
         return bool(self._matcher.validate_tokens([token]) == 1)

@@ -26,7 +26,12 @@ from typing import Any
 import jsonschema
 from llguidance import LLMatcher
 
-from appliance.engines.chat.patterns import endings, example_of_format, example_of_pattern
+from appliance.engines.chat.patterns import (
+    LENGTH_LIMIT,
+    endings,
+    example_of_format,
+    example_of_pattern,
+)
 from appliance.engines.chat.sizes import growth, types_of
 from appliance.types import Json
 
@@ -189,6 +194,8 @@ class _Rewriter:
             example = example_of_pattern(str(found["pattern"]))
         elif "format" in found:
             example = example_of_format(str(found["format"]))
+        elif 1 < found.get("minLength", 0) <= LENGTH_LIMIT:
+            example = "-" * found["minLength"]
         if example is not None:
             self._examples[example] = None
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import date
+from functools import partial
 
 import jinja2
 
-from appliance.engines.chat.sandbox import Limit, bounded_environment
+from appliance.engines.chat.bounds import Limit, dated
+from appliance.engines.chat.sandbox import bounded_environment
 from appliance.engines.chat.traits import Traits, find_traits
 from appliance.errors import BadRequest, ModelBroken
 from appliance.types import Json
@@ -26,7 +28,11 @@ SOURCE_LIMIT = 512 * 1024
 
 
 class TemplateRefused(BadRequest):
-    """The template raised or overran; as an error of the request that was rendered."""
+    """The template raised, as an error of the request that was rendered."""
+
+
+class TemplateOverran(TemplateRefused):
+    """The template took more than a render may take."""
 
 
 class ChatTemplate:
@@ -69,16 +75,16 @@ class ChatTemplate:
             "enable_thinking": thinking,
             "thinking": thinking,
             "date_string": today.strftime("%d %b %Y"),
-            "strftime_now": today.strftime,
+            "strftime_now": partial(dated, today.strftime),
         }
         if tools:
             names["tools"] = tools
         try:
             return self._environment.render_bounded(self._template, names)
         except Limit as error:
-            raise TemplateRefused(f"the chat template overran: {error}") from error
+            raise TemplateOverran(f"the chat template overran: {error}") from error
         except RecursionError as error:
-            raise TemplateRefused("the chat template overran: too deep a recursion") from error
+            raise TemplateOverran("the chat template overran: too deep a recursion") from error
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, LookupError) as error:
             raise TemplateRefused(f"the chat template refused the messages: {error}") from error
         except (AttributeError, ArithmeticError) as error:

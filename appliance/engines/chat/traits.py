@@ -156,6 +156,9 @@ class _Probe:
                 generation_prompt=generation_prompt,
             )
         except BadRequest as error:
+            if "overran" in error.message:
+                # Two dozen probes must not each take all the time that one may.
+                raise ModelBroken(error.message) from error
             self.failure = error.message
             return None
 

@@ -32,5 +32,6 @@ def describe(tools: Sequence[Json], syntax: CallSyntax) -> str:
     )
     return (
         "# Tools\n\nYou may call these tools, described by JSON Schema:\n\n<tools>\n"
-        f"{listed}\n</tools>\n\nTo call a tool, write exactly this and nothing after it:\n\n{example}"
+        f"{listed}\n</tools>\n\n"
+        f"To call a tool, write exactly this and nothing after it:\n\n{example}"
     )
