@@ -99,6 +99,8 @@ class ModelState:
     service_s: float
     tokens_per_s: float | None = None
     loads: int = 0
+    size_bytes: int = 0
+    """Of its latest placement."""
     current: Instance | None = None
     """The instance that is starting or ready; leaving ones are in `Book.instances` alone."""
     claim: Claim | None = None
@@ -149,11 +151,21 @@ class Book:
             if state.current is not None and state.current.state is ResidentState.READY:
                 yield state.current
 
-    def waits_its_turn(self, model: str, now_s: float) -> bool:
-        """The model could be loaded and is neither loaded, loading, nor has room being made."""
+    def may_load(self, model: str, now_s: float) -> bool:
+        """The model is neither loaded nor loading, nor is room being made, and it may be tried."""
         state = self.models[model]
         served = state.current is not None or state.claim is not None
         return not served and state.breaker.retry_in_s(now_s) == 0
+
+    def can_be_delayed(self, model: str, now_s: float) -> bool:
+        """Grants to others may still put off the load of this model: it has no claim, or one whose
+        victims still work. Where one step runs at a time, every grant delays everyone."""
+        current, claim = self.models[model].current, self.models[model].claim
+        if self.policy.wait_for_dry:
+            return True
+        if current is not None or claim is None:
+            return self.may_load(model, now_s)
+        return any(v in self.instances and self.instances[v].leases for v in claim.victims)
 
     def leave(self, instance: Instance, reason: str, now_s: float) -> None:
         """No more grants; stops now if idle, else when its last lease comes back."""

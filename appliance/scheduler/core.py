@@ -123,8 +123,8 @@ class Core:
             self._refuse(step.request_id, RefusalCode.OVERLOADED, "stopping", now_s, 5.0)
             return
         model = min(known, key=lambda m: (self._cannot(m, now_s) is not None, self._wait(m, now_s)))
-        book.forecast.observe(step.agent, model, now_s)
         obstacle = self._cannot(model, now_s)
+        self._observe(step.agent, book.models[model], now_s)
         if obstacle is not None:
             self._refuse(step.request_id, *obstacle, now_s, self._retry_s(model, now_s))
             return
@@ -140,6 +140,14 @@ class Core:
         book.queue.add(step, model, book.models[model].service_s, now_s)
         if step.deadline_s is not None:
             heappush(self._deadlines, (step.deadline_s, step.request_id))
+
+    def _observe(self, agent: str, state: ModelState, now_s: float) -> None:
+        if state.spec.needs_memory and state.size_bytes > 0:
+            ledger = self._book.ledger
+            budget = sum(ledger.capacity(account) for account in ledger.accounts())
+            self._book.forecast.observe(
+                agent, state.spec.name, now_s, state.size_bytes, state.load_s, budget
+            )
 
     def _cancelled(self, event: StepCancelled, now_s: float) -> None:
         waiting = self._book.queue.cancel(event.request_id)
@@ -234,6 +242,7 @@ class Core:
         for name in [name for name in book.models if name not in wanted]:
             self._retire(book.models[name], "removed from the configuration", now_s)
             del book.models[name]
+            book.forecast.forget(name)
         for spec in event.models:
             self._adopt(spec, now_s)
         for name, state in book.models.items():
@@ -244,7 +253,6 @@ class Core:
             if unbound and instance is not None and instance.state is ResidentState.READY:
                 book.leave(instance, "no agent is bound to it any more", now_s)
         book.agents = {agent.name: agent for agent in event.agents}
-        book.forecast.forget_except(wanted)
         for waiting in [w for w in book.queue if w.model not in wanted]:
             book.queue.cancel(waiting.step.request_id)
             reason = f"model {waiting.model} was removed from the configuration"
@@ -382,6 +390,7 @@ class Core:
             fit = room.can_ever_fit(book, state)
             if isinstance(fit, Misfit):
                 return RefusalCode.NO_CAPACITY, f"{model} does not fit: {fit.reason}"
+            state.size_bytes = fit.total_bytes
         return None
 
     def _retry_s(self, model: str, now_s: float) -> float | None:

@@ -2,17 +2,16 @@
 
 A loaded model's waiters are served in the queue's order whenever a slot is free, past others who
 wait for models that are not loaded: that is collation, and it saves more loads than any choice of
-victim. The bound: each pass is counted at those passed over (`Waiting.overtaken`). Once somebody is
-*due* and no room is being made for him yet, nobody who came later and is not more urgent is
-granted anything. Leases end, instances fall idle, `room` claims them for the due one, and the
-barrier lifts.
+victim. The bound: each pass is counted at those passed over (`Waiting.overtaken`). As long as
+somebody is *due* and others could still delay his load, nobody who came later and is not more urgent
+is granted anything. Leases end, instances fall idle, `room` stops them, and the barrier lifts.
 
-Proof of the bound. Let R wait for a model that is not served. A grant to a later, not more urgent
-request adds one to R's count, and happens only while no older due request stands as a barrier, so
-in particular only while R's count is below `max_overtaken`. Hence the count never exceeds it. When
-R's model is served, only grants on R's own model are counted, and there `WaitingQueue.first` puts
-the oldest due request first. What is not counted cannot hurt: once a claim stands, the bytes it
-needs are held for it, and grants elsewhere do not delay it. ∎
+Proof of the bound. Let R wait for a model that is not loaded and can be delayed. A grant to a later,
+not more urgent request adds one to R's count, and it happens only while no older due request stands
+as a barrier, so in particular only while R's own count is below `max_overtaken`. Hence the count
+never exceeds it. Once R's load cannot be delayed any more (its victims are idle or gone, or it is
+loading), passes cost R nothing and are not counted. When R's model is loaded, only grants on it can
+delay R, only they are counted, and `WaitingQueue.first` serves the oldest due request first. ∎
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ def _barrier(book: Book, now_s: float) -> Waiting | None:
     """The oldest due request for whose model no room is being made."""
     oldest: Waiting | None = None
     for model in book.queue.models():
-        if not book.waits_its_turn(model, now_s):
+        if not book.can_be_delayed(model, now_s):
             continue
         waiting = book.queue.oldest(model)
         if waiting is None or not book.queue.is_due(waiting):
@@ -99,7 +98,7 @@ def _next(book: Book, model: str, barrier: Waiting | None) -> Waiting | None:
 
 
 def _may_pass(waiting: Waiting, barrier: Waiting) -> bool:
-    return waiting.seq < barrier.seq or waiting.step.priority < barrier.step.priority
+    return waiting.seq <= barrier.seq or waiting.step.priority < barrier.step.priority
 
 
 def _grant(book: Book, instance: Instance, waiting: Waiting, now_s: float) -> None:
@@ -112,7 +111,7 @@ def _grant(book: Book, instance: Instance, waiting: Waiting, now_s: float) -> No
     book.leases[lease_id] = instance
     book.queue.granted(waiting)
     for model in book.queue.models():
-        if model == waiting.model or book.waits_its_turn(model, now_s):
+        if model == waiting.model or book.can_be_delayed(model, now_s):
             book.queue.count_overtaken(waiting, model)
     book.effects.append(
         Grant(step.request_id, lease_id, instance.instance_id, instance.model, queue_s, load_s)

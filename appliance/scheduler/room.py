@@ -39,7 +39,7 @@ def make_room(book: Book, now_s: float) -> bool:
     for state in _by_urgency(book, now_s)[:_TRIED_PER_EVENT]:
         changed |= _load_for_waiters(book, state, now_s)
     for state in book.models.values():
-        if state.wanted and book.waits_its_turn(state.spec.name, now_s):
+        if state.wanted and book.may_load(state.spec.name, now_s):
             changed |= _load_wanted(book, state, now_s)
     return changed
 
@@ -72,6 +72,9 @@ def start(book: Book, state: ModelState, fit: Fit, now_s: float) -> None:
     instance = Instance(instance_id, state.spec, fit, ResidentState.STARTING, now_s)
     state.current, state.claim = instance, None
     book.instances[instance_id] = instance
+    if fit.bytes_by_device:
+        state.size_bytes = fit.total_bytes
+        book.forecast.loaded(now_s, sum(1 for _ in book.ready()) + 1)
     book.effects.append(StartInstance(instance_id, state.spec, fit))
     book.record(
         now_s,
@@ -98,7 +101,7 @@ def _by_urgency(book: Book, now_s: float) -> list[ModelState]:
         return (True, first.key, state.spec.name)
 
     waited_for = (book.models[model] for model in book.queue.models())
-    return sorted((s for s in waited_for if book.waits_its_turn(s.spec.name, now_s)), key=rank)
+    return sorted((s for s in waited_for if book.may_load(s.spec.name, now_s)), key=rank)
 
 
 def _complete_claims(book: Book, now_s: float) -> bool:
@@ -230,6 +233,7 @@ def _evict(book: Book, victim: Instance, state: ModelState, oldest: Waiting, now
         victim.model,
         instance=victim.instance_id,
         for_model=state.spec.name,
+        forecast=book.forecast.followed,
         next_use_s=round(book.forecast.next_use_s(victim.model, now_s), 3),
         reload_s=round(book.models[victim.model].load_s, 3),
         density=round(density(book, victim, now_s), 9),

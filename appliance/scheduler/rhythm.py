@@ -1,0 +1,211 @@
+"""Each agent's own rhythm: how soon it asks again, and whether for the model it used last.
+
+Two estimators, both renewal processes over histograms of gaps in half octaves, both answering
+with a *rate*: expected uses of a model per second, now.
+
+`agent_rate` looks at the agent. Its requests come in turns: seconds between steps, minutes or
+hours between turns. Given how long it has been silent, the histogram says how soon it will speak,
+and a second one, of the gaps after which it stayed with its model, says for which model. This is
+sharp for the next minute and knows nothing beyond the next request.
+
+`return_rate` looks at the pair of agent and model: after what time does this agent come back to
+this model? That is duller at once and right about the long run: the agent that is at lunch.
+
+A young histogram borrows from an older one: a pair's from its agent's, an agent's from everybody's,
+each with the weight of a couple of observations. Querying must be cheap, as a decision asks for
+every loaded model and every agent that ever used it; so each histogram is kept with its suffix
+sums, rebuilt when it changes, and a query reads a handful of numbers.
+"""
+
+from __future__ import annotations
+
+from math import floor, log2
+
+BINS = 56
+"""Bin b > 0 holds gaps from 2^((b-5)/2) to 2^((b-4)/2) seconds: a quarter second to a year."""
+
+_BORROWED = 2.0
+"""Observations that a borrowed histogram counts for: one and two are noise, ten are not."""
+
+_MEMORY = 300.0
+"""Requests after which an agent's old gap counts half: habits change in days, not in minutes."""
+
+_UNSEEN = 0.1
+"""Observations "it never comes back" in every histogram: lets silence end any expectation."""
+
+_STARTS = [0.0, *(2.0 ** ((b - 5) / 2) for b in range(1, BINS))]
+_EXACT = 4
+"""Bins after the silence for which the time left is computed; beyond, a gap is four times as long
+and the silence no longer matters to it."""
+
+_WIDTHS = [2.0 ** ((b - 4) / 2) - start for b, start in enumerate(_STARTS)]
+_MIDDLES = [start + width / 2 for start, width in zip(_STARTS, _WIDTHS, strict=True)]
+
+
+def bin_of(gap_s: float) -> int:
+    """The bin of a gap in seconds."""
+    if gap_s < 0.25:
+        return 0
+    return min(floor(2 * log2(gap_s)) + 5, BINS - 1)
+
+
+class Gaps:
+    """A histogram of gaps with suffix sums. `count` observations, decayed by their owner."""
+
+    __slots__ = ("_grain_s", "_rate_after", "_weights", "_weights_after", "bins", "count")
+
+    def __init__(self) -> None:
+        self.bins = [0.0] * BINS
+        self.count = 0.0
+        self._grain_s = 0.0
+        self._weights = [0.0] * BINS
+        self._weights_after = [0.0] * (BINS + 1)
+        self._rate_after = [0.0] * (BINS + 1)
+
+    def add(self, gap_bin: int) -> None:
+        self.bins[gap_bin] += 1.0
+        self.count += 1.0
+
+    def fade(self, keep: float) -> None:
+        """What was counted so far goes on counting with this weight."""
+        self.bins = [weight * keep for weight in self.bins]
+        self.count *= keep
+
+    def rebuild(self, borrowed: Gaps, borrowed_weight: float, grain_s: float) -> None:
+        """Recomputes what `rate` reads, filling up from a histogram that has seen more."""
+        weights = self.bins
+        if borrowed.count > 0:
+            share = borrowed_weight / borrowed.count
+            weights = [w + b * share for w, b in zip(self.bins, borrowed.bins, strict=True)]
+        self._weights, self._grain_s = weights, grain_s
+        total, rate = _UNSEEN, 0.0
+        after, rates = self._weights_after, self._rate_after
+        after[BINS], rates[BINS] = total, rate
+        for b in range(BINS - 1, -1, -1):
+            weight = weights[b]
+            total += weight
+            rate += weight / (_MIDDLES[b] + grain_s)
+            after[b], rates[b] = total, rate
+
+    def rate(self, silent_s: float) -> float:
+        """Expected events per second after this silence: the mean of one over the time left.
+
+        In the bin the silence has reached, gaps are taken as evenly spread.
+        """
+        every, _ = self.joint_rates(self, silent_s)
+        return every
+
+    def joint_rates(self, part: Gaps, silent_s: float) -> tuple[float, float]:
+        """`rate` of this histogram, and of those of its gaps that `part` holds as well."""
+        b = bin_of(silent_s)
+        left_s = max(_STARTS[b] + _WIDTHS[b] - silent_s, 0.05 * _WIDTHS[b])
+        fraction, grain_s = left_s / _WIDTHS[b], self._grain_s
+        soon = fraction / (left_s / 2 + grain_s)
+        far = min(b + 1 + _EXACT, BINS)
+        every = self._weights[b] * soon + self._rate_after[far]
+        inside = part._weights[b] * soon + part._rate_after[far]
+        for near in range(b + 1, far):
+            per_s = 1 / (_MIDDLES[near] - silent_s + grain_s)
+            every += self._weights[near] * per_s
+            inside += part._weights[near] * per_s
+        all_left = self._weights[b] * fraction + self._weights_after[b + 1]
+        return every / all_left, min(inside, every) / all_left
+
+
+class _Agent:
+    """What is known of one agent."""
+
+    __slots__ = ("gaps", "last_model", "last_s", "moves", "returns", "stays", "uses", "uses_total")
+
+    def __init__(self) -> None:
+        self.gaps, self.stays, self.returns = Gaps(), Gaps(), Gaps()
+        self.last_model, self.last_s = "", 0.0
+        self.moves: dict[str, dict[str, float]] = {}
+        self.uses: dict[str, float] = {}
+        self.uses_total = 0.0
+
+
+class Rhythms:
+    """Both estimators over all agents."""
+
+    def __init__(self) -> None:
+        self._agents: dict[str, _Agent] = {}
+        self._everybody = _Agent()
+        self.grain_s = 0.0
+        """Times closer together than this are as good as equal: what matters is the order in
+        which models come back on the scale of a stay, not which of two is back in a blink."""
+        self._pairs: dict[str, dict[str, tuple[_Agent, Gaps, list[float]]]] = {}
+
+    def observe(self, agent: str, model: str, now_s: float) -> None:
+        """An agent asked for a model."""
+        known = self._agents.get(agent)
+        if known is None:
+            known = self._agents[agent] = _Agent()
+        else:
+            self._observe_gap(known, model, now_s)
+        known.uses[model] = known.uses.get(model, 0.0) + 1.0
+        known.uses_total += 1.0
+        known.last_model, known.last_s = model, now_s
+        everybody = self._everybody
+        stay_share = everybody.stays.count / max(everybody.gaps.count, 1.0)
+        known.gaps.rebuild(everybody.gaps, _BORROWED, self.grain_s)
+        known.stays.rebuild(everybody.stays, _BORROWED * stay_share, self.grain_s)
+        self._observe_return(agent, known, model, now_s)
+
+    def agent_rate(self, model: str, now_s: float) -> float:
+        """Uses per second by the agents' next requests."""
+        total = 0.0
+        for agent, _, _ in self._pairs.get(model, {}).values():
+            silent_s = now_s - agent.last_s
+            every, stay = agent.gaps.joint_rates(agent.stays, silent_s)
+            if agent.last_model == model:
+                total += stay
+            else:
+                total += max(every - stay, 0.0) * _share_of_moves(agent, model)
+        return total
+
+    def return_rate(self, model: str, now_s: float) -> float:
+        """Uses per second by the agents that used this model before."""
+        return sum(
+            gaps.rate(now_s - last[0]) for _, gaps, last in self._pairs.get(model, {}).values()
+        )
+
+    def forget(self, model: str) -> None:
+        """The model is gone from the configuration."""
+        self._pairs.pop(model, None)
+
+    def _observe_gap(self, agent: _Agent, model: str, now_s: float) -> None:
+        gap_bin = bin_of(now_s - agent.last_s)
+        keep = 0.5 ** (1 / _MEMORY)
+        agent.gaps.fade(keep)
+        agent.stays.fade(keep)
+        agent.gaps.add(gap_bin)
+        self._everybody.gaps.add(gap_bin)
+        if model == agent.last_model:
+            agent.stays.add(gap_bin)
+            self._everybody.stays.add(gap_bin)
+        else:
+            moves = agent.moves.setdefault(agent.last_model, {})
+            moves[model] = moves.get(model, 0.0) + 1.0
+
+    def _observe_return(self, name: str, agent: _Agent, model: str, now_s: float) -> None:
+        users = self._pairs.setdefault(model, {})
+        if name not in users:
+            users[name] = (agent, Gaps(), [now_s])
+        _, gaps, last = users[name]
+        if agent.uses[model] > 1:
+            gap_bin = bin_of(now_s - last[0])
+            gaps.add(gap_bin)
+            agent.returns.add(gap_bin)
+            self._everybody.returns.add(gap_bin)
+        last[0] = now_s
+        lender = agent.returns if agent.returns.count >= _BORROWED else self._everybody.returns
+        gaps.rebuild(lender, 1.0, self.grain_s)
+
+
+def _share_of_moves(agent: _Agent, model: str) -> float:
+    """How likely this agent, leaving its model, goes to that one: its moves, then its habits."""
+    moves = agent.moves.get(agent.last_model, {})
+    others = agent.uses_total - agent.uses.get(agent.last_model, 0.0)
+    habit = agent.uses.get(model, 0.0) / others if others > 0 else 0.0
+    return (moves.get(model, 0.0) + _BORROWED * habit) / (sum(moves.values()) + _BORROWED)
