@@ -13,6 +13,7 @@ import random
 import secrets
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 from appliance.api import bodies
@@ -25,20 +26,23 @@ from appliance.config.manifest import ModelFile, load_manifest
 from appliance.config.paths import Paths
 from appliance.config.schema import Config
 from appliance.daemon import systemd
-from appliance.daemon.closed import ClosedDoor, EvenScore, NoPurse, NoTools
+from appliance.daemon.closed import ClosedDoor, EvenScore, NoPurse
 from appliance.daemon.control import Control
 from appliance.daemon.doctor import run_checks
 from appliance.daemon.engines import Engines
 from appliance.daemon.placer import MemoryPlacer, agent_specs, device_views, model_specs
+from appliance.daemon.ports import AgentNotes, Surroundings, TurnDelegate
 from appliance.daemon.reload import Configuration
 from appliance.gpu.inventory import Prober
+from appliance.memory.notes import JournalNotes
 from appliance.scheduler.core import Core
 from appliance.scheduler.dispatcher import Scheduler
-from appliance.store.approvals import Approvals
+from appliance.store.approvals import Approvals, Grants
 from appliance.store.database import Database
 from appliance.store.index import Index
 from appliance.store.journal import Journal
-from appliance.tools.types import ToolContext
+from appliance.tools.ports import Ports
+from appliance.tools.registry import Toolbox
 from appliance.turns.calls import CallRunner
 from appliance.turns.history import JournalHistory
 from appliance.turns.limits import tightened
@@ -76,7 +80,22 @@ async def run_daemon(paths: Paths, config: Config, stop: asyncio.Event) -> None:
             NoPurse(),
             clock,
         )
-        toolbox, purse, scorer = NoTools(), NoPurse(), EvenScore()
+        purse, scorer = NoPurse(), EvenScore()
+        surroundings = Surroundings(
+            Grants(database), lambda: _workspaces(configuration.current, paths), clock
+        )
+        toolbox = await rooms.enter_async_context(
+            Toolbox(
+                lambda: configuration.current,
+                paths.state_dir,
+                clock,
+                Ports(
+                    delegate=TurnDelegate(lambda: turns),
+                    notes=AgentNotes(JournalNotes(journal)),
+                ),
+                never=(paths.config_file.parent, paths.run_dir, paths.models_dir),
+            )
+        )
         steps = Steps(
             config=lambda: configuration.current,
             leases=scheduler,
@@ -85,7 +104,7 @@ async def run_daemon(paths: Paths, config: Config, stop: asyncio.Event) -> None:
             scorer=scorer,
             spending=purse,
             history=JournalHistory(journal, index),
-            specs=toolbox.specs,
+            tools=toolbox,
             clock=clock,
             chance=random.Random(),
         )
@@ -96,7 +115,7 @@ async def run_daemon(paths: Paths, config: Config, stop: asyncio.Event) -> None:
             calls = CallRunner(
                 turn,
                 toolbox,
-                lambda step: _context(turn, step, paths),
+                surroundings.context,
                 clock,
                 configuration.current.tools.approval_s,
                 set(),
@@ -107,7 +126,15 @@ async def run_daemon(paths: Paths, config: Config, stop: asyncio.Event) -> None:
             )  # fmt: skip
 
         turns = await rooms.enter_async_context(
-            Turns(journal, index, approvals, lambda: configuration.current, run, clock)
+            Turns(
+                journal,
+                index,
+                approvals,
+                lambda: configuration.current,
+                run,
+                clock,
+                partial(surroundings.standing, toolbox),
+            )
         )
 
         async def checks() -> list[bodies.Check]:
@@ -118,7 +145,7 @@ async def run_daemon(paths: Paths, config: Config, stop: asyncio.Event) -> None:
                 models_dir=paths.models_dir,
                 manifest=manifest,
                 inventory=prober.latest,
-                sandbox=lambda: bodies.Check(name="sandbox", ok=True, detail="no tools yet"),
+                sandbox=toolbox.sandbox,
             )
 
         control = Control(
@@ -186,17 +213,9 @@ async def _tell_inventory(
         await scheduler.inventory_changed(device_views(inventory, configuration.current))
 
 
-def _context(turn: LiveTurn, step: int, paths: Paths) -> ToolContext:
-    state = turn.state
-    return ToolContext(
-        session_id=state.session_id,
-        turn_id=state.turn_id,
-        step_id=f"{state.turn_id}.{step}",
-        agent=state.accepted.agent,
-        workspace=paths.state_dir / "workspaces" / state.session_id,
-        label=state.label,
-        uid=state.accepted.owner_uid,
-    )
+def _workspaces(config: Config, paths: Paths) -> Path:
+    chosen = config.tools.workspace_dir
+    return Path(chosen).expanduser() if chosen else paths.state_dir / "workspaces"
 
 
 def _tokens(paths: Paths) -> Tokens:

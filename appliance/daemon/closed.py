@@ -1,4 +1,4 @@
-"""Doors that are not built in yet: no cloud, no budget, no tools."""
+"""Doors that are not built in yet: no cloud, no budget."""
 
 from __future__ import annotations
 
@@ -6,18 +6,6 @@ from typing import Any
 
 from appliance.errors import Refused
 from appliance.router.types import Score, StepFacts
-from appliance.tools.types import (
-    Allow,
-    Ask,
-    Deny,
-    InDoubt,
-    Intent,
-    NotStarted,
-    ToolContext,
-    ToolOutcome,
-    error_outcome,
-)
-from appliance.types import ToolCallBlock, ToolSpec
 
 
 class ClosedDoor:
@@ -42,20 +30,3 @@ class NoPurse:
 class EvenScore:
     def score(self, step: StepFacts) -> Score:
         return Score(0.6, 0.85)
-
-
-class NoTools:
-    def specs(self, agent: str) -> tuple[ToolSpec, ...]:
-        return ()
-
-    def prepare(self, call: ToolCallBlock, ctx: ToolContext) -> Intent | ToolOutcome:
-        return error_outcome(call.call_id, f"there is no tool {call.name!r}")
-
-    def decide(self, intent: Intent, ctx: ToolContext) -> Allow | Ask | Deny:
-        return Deny("there are no tools")
-
-    async def run(self, intent: Intent, ctx: ToolContext) -> ToolOutcome | InDoubt:
-        return error_outcome(intent.call_id, "there are no tools")
-
-    async def adopt(self, intent: Intent, ctx: ToolContext) -> ToolOutcome | InDoubt | NotStarted:
-        return NotStarted(intent.call_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from appliance.api.bodies import Check
@@ -15,6 +15,7 @@ from appliance.errors import ApplianceError
 from appliance.gpu.gguf import precheck
 from appliance.gpu.types import Inventory
 from appliance.store.journal import Journal
+from appliance.tools.sandbox.report import SandboxReport
 
 FREE_BYTES_WANTED = 1 << 30
 
@@ -27,7 +28,7 @@ async def run_checks(
     models_dir: Path,
     manifest: Mapping[str, ModelFile],
     inventory: Inventory,
-    sandbox: Callable[[], Check],
+    sandbox: SandboxReport,
 ) -> list[Check]:
     """Every check, in the order a person would mend things."""
     return [
@@ -35,7 +36,7 @@ async def run_checks(
         _disk(state_dir),
         _engine(),
         _devices(inventory),
-        sandbox(),
+        _sandbox(sandbox),
         *(_model(name, entry.file, models_dir, manifest)
           for name, entry in config.models.items() if isinstance(entry, LlamaCppModel)),
     ]  # fmt: skip
@@ -70,6 +71,16 @@ def _engine() -> Check:
         ok=has_binding,
         detail="llama-cpp-python is installed" if has_binding else "llama-cpp-python is missing",
         hint="" if has_binding else "./scripts/quickstart.sh installs it",
+    )
+
+
+def _sandbox(report: SandboxReport) -> Check:
+    is_strong = report.mode == "bubblewrap"
+    return Check(
+        name="sandbox",
+        ok=report.can_run_programs,
+        detail=f"{report.mode}: {'; '.join(report.reasons)}",
+        hint="" if is_strong else "install bubblewrap, and allow user namespaces",
     )
 
 

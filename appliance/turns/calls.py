@@ -14,7 +14,7 @@ case a call that is `read` or `idempotent` runs again, and any other is in doubt
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
@@ -32,7 +32,7 @@ from appliance.tools.types import (
 )
 from appliance.turns import events as ev
 from appliance.turns.live import LiveTurn
-from appliance.turns.state import IN_DOUBT, CallState, CallStatus
+from appliance.turns.state import IN_DOUBT, CallState, CallStatus, TurnState
 from appliance.types import Effect, TextBlock, ToolCallBlock, ToolResultBlock
 from appliance.wire.native import block_to_json
 
@@ -55,6 +55,10 @@ class Toolbox(Protocol):
         self, intent: Intent, ctx: ToolContext
     ) -> ToolOutcome | InDoubt | NotStarted: ...
 
+    def cancel(self, call_id: str, ctx: ToolContext) -> bool: ...
+
+    def forget(self, call_id: str, ctx: ToolContext) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class CallRunner:
@@ -63,7 +67,7 @@ class CallRunner:
 
     turn: LiveTurn
     toolbox: Toolbox
-    context: Callable[[int], ToolContext]
+    context: Callable[[TurnState, int], Awaitable[ToolContext]]
     clock: Clock
     approval_s: float
     intended_here: set[str]
@@ -74,7 +78,8 @@ class CallRunner:
         Neighbouring reading calls run side by side; everything else one after the other, in the
         order the model asked for them.
         """
-        for reads, group in groupby(calls, key=lambda call: self._is_read(call, step)):
+        ctx = await self.context(self.turn.state, step)
+        for reads, group in groupby(calls, key=lambda call: self._is_read(call, ctx)):
             if reads:
                 gate = asyncio.Semaphore(PARALLEL_READS)
                 async with asyncio.TaskGroup() as tasks:
@@ -88,19 +93,19 @@ class CallRunner:
         async with gate:
             await self._finish(step, call_id)
 
-    def _is_read(self, call: CallState, step: int) -> bool:
+    def _is_read(self, call: CallState, ctx: ToolContext) -> bool:
         if call.status not in (CallStatus.WANTED, CallStatus.INTENDED):
             return False
-        intent = self.toolbox.prepare(call.call, self.context(step))
+        intent = self.toolbox.prepare(call.call, ctx)
         return (
             isinstance(intent, Intent)
             and intent.effect is Effect.READ
-            and isinstance(self.toolbox.decide(intent, self.context(step)), Allow)
+            and isinstance(self.toolbox.decide(intent, ctx), Allow)
         )
 
     async def _finish(self, step: int, call_id: str) -> None:
         """One call, moved on by its status until it is completed."""
-        ctx = self.context(step)
+        ctx = await self.context(self.turn.state, step)
         while (call := self._call(call_id)).status is not CallStatus.COMPLETED:
             intent = self.toolbox.prepare(call.call, ctx)
             if isinstance(intent, ToolOutcome):
@@ -145,23 +150,32 @@ class CallRunner:
     async def _run_or_adopt(
         self, step: int, call: CallState, intent: Intent, ctx: ToolContext
     ) -> None:
-        if intent.call_id in self.intended_here:
-            self.intended_here.discard(intent.call_id)
-            outcome: ToolOutcome | InDoubt | NotStarted = await self.toolbox.run(intent, ctx)
-        else:
-            outcome = await self.toolbox.adopt(intent, ctx)
-            if isinstance(outcome, NotStarted):
-                outcome = await self.toolbox.run(intent, ctx)
-        if isinstance(outcome, InDoubt) and intent.effect is not Effect.ONCE:
-            outcome = await self.toolbox.run(intent, ctx)
+        try:
+            outcome = await self._outcome(intent, ctx)
+        except asyncio.CancelledError:
+            if self.turn.is_cancelled:  # by a person; a stopping daemon leaves runners running
+                self.toolbox.cancel(intent.call_id, ctx)
+            raise
         if isinstance(outcome, ToolOutcome):
             await self._complete(step, call, outcome)
-        elif isinstance(outcome, InDoubt):
+            self.toolbox.forget(intent.call_id, ctx)
+        else:
             await self.turn.append(
                 ev.ToolInDoubt(
                     step=step, call_id=intent.call_id, tool=intent.tool, reason=outcome.reason
                 )
             )
+
+    async def _outcome(self, intent: Intent, ctx: ToolContext) -> ToolOutcome | InDoubt:
+        outcome: ToolOutcome | InDoubt | NotStarted = NotStarted(intent.call_id)
+        if intent.call_id in self.intended_here:
+            self.intended_here.discard(intent.call_id)
+        else:
+            outcome = await self.toolbox.adopt(intent, ctx)
+        may_repeat = isinstance(outcome, InDoubt) and intent.effect is not Effect.ONCE
+        if isinstance(outcome, NotStarted) or may_repeat:
+            return await self.toolbox.run(intent, ctx)
+        return outcome
 
     async def _ask(self, step: int, intent: Intent, ask: Ask, reason: str = "") -> None:
         await self.turn.append(
@@ -199,7 +213,6 @@ class CallRunner:
         result = ToolResultBlock(
             call.call.call_id, outcome.content, outcome.is_error, outcome.label
         )
-        full = outcome.full_output_path
         await self.turn.append(
             ev.ToolCompleted(
                 step=step,
@@ -207,7 +220,7 @@ class CallRunner:
                 tool=call.call.name,
                 result=block_to_json(result),
                 duration_ms=outcome.duration_ms,
-                full_output_path=None if full is None else str(full),
+                full_output_path=outcome.full_output_path,
             )
         )
 

@@ -64,7 +64,8 @@ class TurnAccepted(Body):
     config_revision: str = ""
     parent_turn: str | None = None
     depth: int = 0
-    retry_of: str | None = None
+    workspace: str = ""
+    """The session whose workspace its tools use; its own when empty (a child turn shares)."""
 
 
 class TurnResumed(Body):

@@ -19,6 +19,7 @@ DURABLE_KINDS = frozenset(
     {
         ev.TurnAccepted.kind,
         ev.ToolIntended.kind,
+        ev.ToolCompleted.kind,
         ev.ApprovalAsked.kind,
         ev.ApprovalAnswered.kind,
         *ev.TERMINAL_KINDS,
@@ -44,6 +45,8 @@ class LiveTurn:
     ) -> None:
         self.state = state
         self.inbox: asyncio.Queue[Event] = asyncio.Queue()
+        self.is_cancelled = False
+        """A person ended it: what it has running is to be ended too."""
         self._journal = journal
         self._streams = streams
         self._clock = clock

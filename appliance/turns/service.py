@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -21,7 +21,7 @@ from appliance.config.schema import Config
 from appliance.errors import ApplianceError, BadRequest, Conflict, NotFound, Overloaded, StoreError
 from appliance.store.approvals import ApprovalRow, Approvals
 from appliance.store.index import Index, SessionRow, TurnRow
-from appliance.store.journal import Event, Journal
+from appliance.store.journal import Event, IndexRow, Journal
 from appliance.turns import events as ev
 from appliance.turns.live import LiveTurn, read_turn, turn_row
 from appliance.turns.loop import Parked
@@ -65,6 +65,7 @@ class StartTurn:
     limits: ev.LimitOverrides = ev.LimitOverrides()
     parent_turn: str | None = None
     depth: int = 0
+    workspace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,9 @@ class Turns:
         config: Callable[[], Config],
         run: TurnRunner,
         clock: Clock,
+        standing: Callable[[TurnState, ApprovalRow, str, int], Sequence[IndexRow]],
     ) -> None:
+        """`standing` gives the rows of a decision that holds for good (allow_always)."""
         self.streams = Streams(journal)
         self._journal = journal
         self._index = index
@@ -93,6 +96,7 @@ class Turns:
         self._config = config
         self._run = run
         self._clock = clock
+        self._standing = standing
         self._live: dict[str, LiveTurn] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._cancelled: dict[str, ev.TurnCancelled] = {}
@@ -141,7 +145,8 @@ class Turns:
         )
         now_ms = self._clock.wall_ms()
         row = SessionRow(new_id("ses"), agent, owner_uid, title, now_ms, now_ms, "open")
-        await self._journal.append(created.draft(row.session_id, None), index=(row,))
+        draft = created.draft(row.session_id, None)
+        await self._journal.append(draft, index=(row,), opens_work=True)
         return row
 
     async def start(self, request: StartTurn) -> Started:
@@ -186,6 +191,7 @@ class Turns:
             config_revision=config.revision,
             parent_turn=request.parent_turn,
             depth=request.depth,
+            workspace=request.workspace,
         )
         turn_id = new_id("turn")
         self.streams.open(turn_id)
@@ -360,6 +366,7 @@ class Turns:
         self._cancelled[turn_id] = ev.TurnCancelled(
             reason=reason, by_uid=by_uid, usage=usage_to_json(state.usage)
         )
+        self._live[turn_id].is_cancelled = True
         task.cancel()
         return True
 
@@ -393,7 +400,8 @@ class Turns:
         )
         answered = replace(row, status=decision, decided_by=by_uid)
         draft = body.draft(turn.state.session_id, turn.turn_id)
-        (event,) = await self._journal.append(draft, index=(answered,), durable=True)
+        standing = self._standing(turn.state, row, decision, by_uid)
+        (event,) = await self._journal.append(draft, index=(answered, *standing), durable=True)
         self.streams.publish_event(event)
         turn.inbox.put_nowait(event)
         return answered

@@ -116,6 +116,14 @@ class History(Protocol):
         ...
 
 
+class Tools(Protocol):
+    async def learn(self, agent: str) -> None:
+        """Find out what the agent's MCP servers offer, where that is not known yet."""
+        ...
+
+    def specs(self, agent: str) -> tuple[ToolSpec, ...]: ...
+
+
 class Leases(Protocol):
     def lease(self, need: LeaseRequest) -> AbstractAsyncContextManager[Lease]: ...
 
@@ -160,7 +168,7 @@ class Steps:
         scorer: Scorer,
         spending: Spending,
         history: History,
-        specs: Callable[[str], tuple[ToolSpec, ...]],
+        tools: Tools,
         clock: Clock,
         chance: random.Random,
     ) -> None:
@@ -171,7 +179,7 @@ class Steps:
         self._scorer = scorer
         self._spending = spending
         self._history = history
-        self._specs = specs
+        self._tools = tools
         self._clock = clock
         self._chance = chance
 
@@ -235,11 +243,21 @@ class Steps:
         earlier = await self._history.earlier(state, max(windows, default=0))
         current = state.messages()
         system = (text_message(Role.SYSTEM, agent.system_prompt),) if agent.system_prompt else ()
+        await self._tools.learn(name)
         label = highest(agent.label, state.label, *(message.label for message in earlier))
         return _Prepared(
-            name, agent, state, step, system, earlier, current, self._specs(name), label, left,
-            self._clock.monotonic() + left.turn_s,
-        )  # fmt: skip
+            agent_name=name,
+            agent=agent,
+            state=state,
+            step=step,
+            system=system,
+            earlier=earlier,
+            current=current,
+            tools=self._tools.specs(name),
+            label=label,
+            left=left,
+            deadline_s=self._clock.monotonic() + left.turn_s,
+        )
 
     def _decide(self, ready: _Prepared, given_up: frozenset[str], escalated: bool) -> Decision:
         config, state = self._config(), ready.state

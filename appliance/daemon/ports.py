@@ -1,0 +1,123 @@
+"""What the tools room asks of rooms it may not import: other agents, notes, standing answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from appliance.clock import Clock, new_id
+from appliance.errors import ApplianceError
+from appliance.memory.notes import JournalNotes
+from appliance.store.approvals import ApprovalRow, GrantRow, Grants
+from appliance.store.journal import IndexRow
+from appliance.tools.ports import Answer, Note
+from appliance.tools.registry import Toolbox
+from appliance.tools.types import Grant, Intent, ToolContext
+from appliance.turns.service import StartTurn, Turns
+from appliance.turns.state import TurnState, TurnStatus
+from appliance.types import Label, Role, text_message
+
+DEPTH_MAX = 4
+"""Agents asking agents: deeper is a circle, not a division of work."""
+
+
+class TurnDelegate:
+    """`tools.ports.Delegate`: a question to another agent is a child turn, once per key."""
+
+    def __init__(self, turns: Callable[[], Turns]) -> None:
+        self._turns = turns
+
+    async def ask(self, agent: str, prompt: str, key: str, ctx: ToolContext) -> Answer:
+        turns = self._turns()
+        parent = await turns.turn(ctx.turn_id)
+        if parent.accepted.depth >= DEPTH_MAX:
+            return Answer(f"agents are asked {DEPTH_MAX} deep at most", ctx.label, is_error=True)
+        try:
+            started = await turns.start(
+                StartTurn(
+                    agent=agent,
+                    message=text_message(Role.USER, prompt, ctx.label),
+                    owner_uid=ctx.uid,
+                    key=f"ask_agent/{key}",
+                    label=ctx.label,
+                    policy=parent.accepted.policy,
+                    parent_turn=ctx.turn_id,
+                    depth=parent.accepted.depth + 1,
+                    workspace=parent.accepted.workspace or parent.session_id,
+                )
+            )
+            async for _ in turns.follow(started.turn_id):
+                pass
+        except ApplianceError as error:
+            return Answer(error.message, ctx.label, is_error=True)
+        child = await turns.turn(started.turn_id)
+        if child.status is TurnStatus.DONE:
+            return Answer(child.text, child.label)
+        return Answer(str(child.error.get("message", "")), child.label, is_error=True)
+
+
+class AgentNotes:
+    """`tools.ports.Notes` on the journal's notes."""
+
+    def __init__(self, notes: JournalNotes) -> None:
+        self._notes = notes
+
+    async def remember(self, text: str, key: str, ctx: ToolContext) -> str:
+        return await self._notes.remember(ctx.agent, ctx.uid, text, ctx.label, key)
+
+    async def recall(self, query: str, limit: int, ctx: ToolContext) -> tuple[Note, ...]:
+        found = await self._notes.recall(ctx.agent, ctx.uid, query, limit)
+        return tuple(Note(note_id, text, label) for note_id, text, label in found)
+
+
+class Surroundings:
+    """Builds the context of a turn's calls, and the standing answers people gave."""
+
+    def __init__(self, grants: Grants, workspaces: Callable[[], Path], clock: Clock) -> None:
+        self._grants = grants
+        self._workspaces = workspaces
+        self._clock = clock
+
+    async def context(self, state: TurnState, step: int) -> ToolContext:
+        rows = await self._grants.standing(state.accepted.agent)
+        return ToolContext(
+            session_id=state.session_id,
+            turn_id=state.turn_id,
+            step_id=f"{state.turn_id}.{step}",
+            agent=state.accepted.agent,
+            workspace=self._workspace(state),
+            label=max(state.label, Label.PUBLIC, key=lambda label: label.rank),
+            uid=state.accepted.owner_uid,
+            grants=tuple(_grant(row) for row in rows),
+        )
+
+    def _workspace(self, state: TurnState) -> Path:
+        return self._workspaces() / (state.accepted.workspace or state.session_id)
+
+    def standing(
+        self, toolbox: Toolbox, state: TurnState, row: ApprovalRow, decision: str, by_uid: int
+    ) -> Sequence[IndexRow]:
+        """The row that keeps an `…_always`, bound as the tools room binds it; else nothing."""
+        if not decision.endswith("_always"):
+            return ()
+        call = next(c.call for c in state.steps[-1].calls if c.call.call_id == row.call_id)
+        ctx = ToolContext(
+            session_id=state.session_id,
+            turn_id=state.turn_id,
+            step_id="",
+            agent=row.agent,
+            workspace=self._workspace(state),
+        )
+        intent = toolbox.prepare(call, ctx)
+        if not isinstance(intent, Intent):
+            return ()
+        grant = toolbox.grant_from(intent, ctx, decision == "allow_always")
+        pattern = json.dumps({"allow": grant.allow, "arguments": dict(grant.arguments)})
+        now_ms = self._clock.wall_ms()
+        return (GrantRow(new_id("grant"), grant.agent, grant.tool, pattern, by_uid, now_ms),)
+
+
+def _grant(row: GrantRow) -> Grant:
+    said = json.loads(row.pattern)
+    return Grant(row.agent, row.tool, bool(said["allow"]), said["arguments"])
