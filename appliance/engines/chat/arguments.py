@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from appliance.engines.chat.jsonscan import ObjectScanner
-from appliance.engines.chat.scan import held_back
+from appliance.engines.chat.rawbody import closing, raw_argument
+from appliance.engines.chat.scan import held_back, loose
 from appliance.engines.chat.schema import is_string_schema
-from appliance.types import Json
+from appliance.engines.chat.syntax import ArgumentStyle, CallSyntax
+from appliance.types import Json, ToolSpec
 
 _OPEN_TAG = re.compile(r"\s*<parameter=([^<>\n]+)>\n?")
 _CLOSE_TAG = "\n</parameter>"
@@ -25,12 +27,11 @@ class ArgumentReader(Protocol):
         ...
 
 
-def json_reader() -> ArgumentReader:
-    return _JsonReader()
-
-
-def tags_reader(schema: Mapping[str, Json], last: str) -> ArgumentReader:
-    return _TagsReader(schema)
+def argument_reader(tool: ToolSpec, syntax: CallSyntax) -> ArgumentReader:
+    if syntax.style is ArgumentStyle.TAGS:
+        return _TagsReader(tool.input_schema)
+    raw = raw_argument(tool, syntax)
+    return _JsonReader() if raw is None else _BodyReader(raw, syntax.last)
 
 
 class _JsonReader:
@@ -46,6 +47,45 @@ class _JsonReader:
         end = self._scanner.feed(text)
         self.is_done = self._scanner.is_done
         return text[:end], text[end:]
+
+
+class _BodyReader:
+    """JSON, the call's end, then one more argument raw up to its sentinel line."""
+
+    def __init__(self, name: str, last: str) -> None:
+        self._json = _JsonReader()
+        self._head = re.compile(loose(last) + r"\s*<<<" + re.escape(name) + r"\n")
+        self._key = json.dumps(name, ensure_ascii=False) + ': "'
+        self._close = closing(name)
+        self._is_empty = True
+        self._in_body = False
+        self.is_done = False
+
+    def feed(self, text: str) -> tuple[str, str]:
+        out: list[str] = []
+        if not self._json.is_done:
+            piece, text = self._json.feed(text)
+            # The object's own end waits for the last argument.
+            piece = piece[:-1] if self._json.is_done else piece
+            self._is_empty = self._is_empty and piece.strip() in ("", "{")
+            out.append(piece)
+        if self._json.is_done and not self._in_body:
+            match = self._head.match(text)
+            if match is None:
+                return "".join(out), text
+            text = text[match.end() :]
+            self._in_body = True
+            out.append(self._key if self._is_empty else f", {self._key}")
+        if self._in_body:
+            at = text.find(self._close)
+            ready = at if at >= 0 else len(text) - held_back(text, (self._close,))
+            out.append(json.dumps(text[:ready], ensure_ascii=False)[1:-1])
+            text = text[ready:]
+            if at >= 0:
+                out.append('"}')
+                text = text[len(self._close) :]
+                self.is_done = True
+        return "".join(out), text
 
 
 class _TagsReader:

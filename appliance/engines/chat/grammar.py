@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
+from appliance.engines.chat.rawbody import closing, opening, raw_argument, without_body
 from appliance.engines.chat.rules import json_grammar, tags_rules
 from appliance.engines.chat.syntax import ArgumentStyle, CallSyntax
 from appliance.types import Json, ToolSpec
@@ -46,7 +47,15 @@ class GrammarWriter:
     def call(
         self, tool: ToolSpec, syntax: CallSyntax, others: Sequence[ToolSpec]
     ) -> tuple[str, str]:
-        """One tool's arguments and what follows: the end, or the header of the next call."""
+        """One tool's arguments and what follows: a raw body, the end, or the next call's header."""
+        raw = raw_argument(tool, syntax)
+        if raw is not None:
+            head = self.literal(syntax.last + opening(raw))
+            rules = [
+                self._arguments(without_body(tool, syntax), syntax),
+                f"body[suffix={json.dumps(closing(raw))}]: /(?s:.*)/",
+            ]
+            return f"{_lead(syntax)} arguments {head} body".strip(), "\n".join(rules)
         ends = [self.literal(syntax.last) or '""']
         rules = [self._arguments(tool, syntax)]
         if others and syntax.between is not None:

@@ -12,10 +12,11 @@ import re
 from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 
-from appliance.engines.chat.arguments import ArgumentReader, json_reader, tags_reader
-from appliance.engines.chat.scan import find_first, held_back
+from appliance.engines.chat.arguments import ArgumentReader, argument_reader
+from appliance.engines.chat.rawbody import raw_argument
+from appliance.engines.chat.scan import find_first, held_back, loose
 from appliance.engines.chat.schema import fitted
-from appliance.engines.chat.syntax import ArgumentStyle, CallSyntax, Framing
+from appliance.engines.chat.syntax import CallSyntax, Framing
 from appliance.engines.chat.verify import check_answer, check_call
 from appliance.errors import EngineError
 from appliance.types import (
@@ -78,10 +79,11 @@ class OutputParser:
         self._call_id = ""
         self._reader: ArgumentReader | None = None
         self._is_shown = True
+        self._is_last = False
         self._pieces: list[str] = []
         self._header = _header_pattern(syntax.after_trigger, syntax) if syntax else None
         self._next = _header_pattern(syntax.between, syntax) if syntax and syntax.between else None
-        self._last = re.compile(_loose(syntax.last)) if syntax else None
+        self._last = re.compile(loose(syntax.last)) if syntax else None
 
     @property
     def in_text(self) -> bool:
@@ -107,7 +109,11 @@ class OutputParser:
         if not self._calls:
             self._show(deltas, "", flush=True)
         self._close_text()
-        if self._answer_schema is not None and reason is not StopReason.MAX_TOKENS:
+        if (
+            self._answer_schema is not None
+            and not self._calls
+            and reason is not StopReason.MAX_TOKENS
+        ):
             check_answer(
                 "".join(b.text for b in self._blocks if isinstance(b, TextBlock)),
                 self._answer_schema,
@@ -215,11 +221,8 @@ class OutputParser:
         tool = self._tools.get(self._name)
         if tool is None:
             raise EngineError(f"the model called the unknown tool {self._name!r}")
-        self._reader = (
-            json_reader()
-            if self._syntax.style is ArgumentStyle.JSON
-            else tags_reader(tool.input_schema, self._syntax.last)
-        )
+        self._is_last = raw_argument(tool, self._syntax) is not None
+        self._reader = argument_reader(tool, self._syntax)
         self._pieces = []
         self._is_shown = fitted(tool.input_schema).is_exact
         self._state = _State.ARGUMENTS
@@ -235,7 +238,11 @@ class OutputParser:
                 deltas.append(ToolCallDelta(self._call_id, self._name, piece))
         if not self._reader.is_done:
             return False
-        self._state = _State.TAIL
+        if self._is_last:
+            self._close_call(deltas)
+            self._state = _State.TEXT
+        else:
+            self._state = _State.TAIL
         return True
 
     def _read_tail(self, deltas: list[Delta], is_last: bool) -> bool:
@@ -302,12 +309,7 @@ class OutputParser:
 
 
 def _header_pattern(before: str, syntax: CallSyntax) -> re.Pattern[str]:
-    pattern = _loose(before) + r"(?P<name>[^\s\"<>\[\]{}|｜]+)" + _loose(syntax.middle.rstrip())
+    pattern = loose(before) + r"(?P<name>[^\s\"<>\[\]{}|｜]+)" + loose(syntax.middle.rstrip())
     if syntax.after_id is not None:
-        pattern += "[a-zA-Z0-9]*" + _loose(syntax.after_id.rstrip())
+        pattern += "[a-zA-Z0-9]*" + loose(syntax.after_id.rstrip())
     return re.compile(pattern)
-
-
-def _loose(literal: str) -> str:
-    """A pattern for a literal, indifferent to how much white space stands where it has some."""
-    return r"\s*".join(re.escape(part) for part in re.split(r"\s+", literal))

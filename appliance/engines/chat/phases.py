@@ -19,6 +19,7 @@ from appliance.engines.chat.closing import Hints, way_out
 from appliance.engines.chat.compiler import GrammarCompiler
 from appliance.engines.chat.freetext import Called, FreeReader, FreeText
 from appliance.engines.chat.grammar import GrammarWriter, header_end
+from appliance.engines.chat.rawbody import closing, raw_argument, without_body
 from appliance.engines.chat.schema import Fitted, fitted
 from appliance.engines.chat.spec import CallMode, ConstraintSpec
 from appliance.engines.chat.syntax import ArgumentStyle, CallSyntax
@@ -93,7 +94,7 @@ class Turn:
         self._last_controls = writer.controls(syntax.last) if syntax is not None else ()
 
     def beginning(self) -> Phase:
-        if self.spec.mode is CallMode.AUTO:
+        if self.spec.mode is CallMode.AUTO and self.spec.response_schema is None:
             return _Free(self, self.reader.beginning)
         if self.spec.framing.starts_thinking:
             return _Until(self)
@@ -103,13 +104,15 @@ class Turn:
         """The grammar of an answer that must be a call, or valid against a schema."""
         spec, writer, think = self.spec, self._writer, self.spec.framing.think
         resume = think.resume if think is not None and after_thinking else ""
-        if spec.mode is CallMode.REQUIRED:
-            rule, rules = writer.header(resume + self._syntax.first, self._syntax, spec.tools)
-        else:
-            assert spec.response_schema is not None
-            rule, rules = writer.answer(resume + spec.framing.answer, spec.response_schema)
+        choices: list[tuple[str, str]] = []
+        if spec.mode is not CallMode.NONE:
+            choices.append(writer.header(resume + self._syntax.first, self._syntax, spec.tools))
+        if spec.response_schema is not None and spec.mode is not CallMode.REQUIRED:
+            choices.append(writer.answer(resume + spec.framing.answer, spec.response_schema))
+        rule = " | ".join(f"({body})" for body, _ in choices)
+        rules = "\n".join(more for _, more in choices)
         if after_thinking:
-            rule = f"/[ \\n]{{0,3}}/ {rule}"
+            rule = f"/[ \\n]{{0,3}}/ ({rule})"
         elif spec.thinking and think is not None:
             rule = f"{writer.literal(think.open)} | {rule}"
         kept = None if spec.response_schema is None else fitted(spec.response_schema)
@@ -132,9 +135,11 @@ class Turn:
         more = self.spec.parallel and self._calls < CALLS_LIMIT
         return self._call(tool, self.spec.tools if more else ())
 
-    def way(self, matcher: LLMatcher, text: bytes, endings: tuple[bytes, ...]) -> list[int] | None:
+    def way(
+        self, matcher: LLMatcher, text: bytes, exits: tuple[bytes, ...], endings: tuple[bytes, ...]
+    ) -> list[int] | None:
         """Out of a grammar, and where that ends in a header, out of the call it begins."""
-        hints = Hints(self._exits, endings, self._last_controls)
+        hints = Hints(exits, endings, self._last_controls)
         out = way_out(matcher, self.vocabulary, hints)
         if out is None:
             return None
@@ -147,7 +152,10 @@ class Turn:
 
     def _call(self, tool: ToolSpec, others: tuple[ToolSpec, ...]) -> _Grammar:
         rule, rules = self._writer.call(tool, self._syntax, others)
-        return _Grammar(self, self._matcher(rule, rules), fitted(tool.input_schema))
+        raw = raw_argument(tool, self._syntax)
+        exits = self._exits if raw is None else (closing(raw).encode(),)
+        kept = fitted(without_body(tool, self._syntax).input_schema)
+        return _Grammar(self, self._matcher(rule, rules), kept, exits)
 
     def _named(self, text: bytes) -> ToolSpec | None:
         match = self._header_end.search(text) if self._header_end is not None else None
@@ -261,10 +269,17 @@ class _Until:
 class _Grammar:
     """Under a grammar: a header up to its name, a call's arguments and tail, or a whole answer."""
 
-    def __init__(self, turn: Turn, matcher: LLMatcher, kept: Fitted | None) -> None:
+    def __init__(
+        self,
+        turn: Turn,
+        matcher: LLMatcher,
+        kept: Fitted | None,
+        exits: tuple[bytes, ...] = (),
+    ) -> None:
         self._turn = turn
         self._matcher = matcher
         self._text = b""
+        self._exits = exits
         self._endings = kept.endings if kept is not None else ()
         self.growth = kept.growth if kept is not None else 1
 
@@ -298,14 +313,14 @@ class _Grammar:
         return self._settled(rest)
 
     def way(self) -> list[int] | None:
-        return self._turn.way(self._matcher, self._text, self._endings)
+        return self._turn.way(self._matcher, self._text, self._exits, self._endings)
 
     def way_after(self, token: int) -> list[int] | None:
         ahead = self._matcher.deep_copy()
         if not ahead.consume_token(token):
             return None
         text = self._text + self._turn.vocabulary.tokens[token]
-        return self._turn.way(ahead, text, self._endings)
+        return self._turn.way(ahead, text, self._exits, self._endings)
 
     def _settled(self, piece: bytes) -> Phase:
         self._text += piece

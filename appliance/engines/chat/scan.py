@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -24,3 +25,8 @@ def held_back(text: str, marks: Sequence[str]) -> int:
                 longest = size
                 break
     return longest
+
+
+def loose(literal: str) -> str:
+    """A pattern for a literal, indifferent to how much white space stands where it has some."""
+    return r"\s*".join(re.escape(part) for part in re.split(r"\s+", literal))

@@ -43,6 +43,8 @@ class CallSyntax:
     style: ArgumentStyle = ArgumentStyle.JSON
     only_at_start: bool = False
     """The trigger counts only as the first thing of an answer (calls without any marker)."""
+    raw_bodies: bool = True
+    """Text may follow a call's `last`, so a large argument can be written there (`rawbody.py`)."""
 
     @property
     def after_trigger(self) -> str:

@@ -13,6 +13,7 @@ from appliance.engines.chat.formats.recognise import recognise
 from appliance.engines.chat.marks import Segment, StandIns
 from appliance.engines.chat.normalise import hide_strings, normalise
 from appliance.engines.chat.parser import OutputParser
+from appliance.engines.chat.rawbody import without_body
 from appliance.engines.chat.spec import CallMode, ConstraintSpec
 from appliance.engines.chat.syntax import Framing
 from appliance.engines.chat.template import ChatTemplate
@@ -66,7 +67,7 @@ def plan(template: ChatTemplate, request: GenerateRequest, *, today: date) -> Ch
         form.syntax if mode is not CallMode.NONE else None,
         tools,
         call_id_prefix="call_" + re.sub(r"[^a-zA-Z0-9_-]", "_", request.request_id),
-        answer_schema=request.response_schema if mode is CallMode.NONE else None,
+        answer_schema=None if mode is CallMode.REQUIRED else request.response_schema,
     )
     end = template.traits.end_of_turn
     stop = tuple(dict.fromkeys(text for text in (*request.sampling.stop, end) if text))
@@ -91,7 +92,8 @@ def render_prompt(
 ) -> tuple[tuple[Segment, ...], str]:
     """The prompt as segments and as the text the template made of stand-ins' originals."""
     stand_ins = StandIns()
-    listed = [hide_strings(tool_json(tool), stand_ins) for tool in tools]
+    shown = [without_body(tool, form.syntax) for tool in tools]
+    listed = [hide_strings(tool_json(tool), stand_ins) for tool in shown]
     described = form.describes_tools
     normal = normalise(
         messages,
@@ -127,7 +129,7 @@ def _mode(request: GenerateRequest) -> CallMode:
         if not request.tools:
             raise BadRequest("tool_choice demands a call, but there are no tools")
         return CallMode.REQUIRED
-    if kind is ToolChoiceKind.NONE or not request.tools or request.response_schema is not None:
+    if kind is ToolChoiceKind.NONE or not request.tools:
         return CallMode.NONE
     return CallMode.AUTO
 

@@ -13,7 +13,11 @@ from appliance.types import Json
 
 _FIRST = "<|channel|>commentary to=functions."
 _SYNTAX = CallSyntax(
-    first=_FIRST, middle=" <|constrain|>json<|message|>", last="<|call|>", trigger=_FIRST
+    first=_FIRST,
+    middle=" <|constrain|>json<|message|>",
+    last="<|call|>",
+    trigger=_FIRST,
+    raw_bodies=False,
 )
 _FRAMING = Framing(
     think=ThinkMarks("<|channel|>analysis<|message|>", "<|end|>", resume="<|start|>assistant"),

@@ -41,6 +41,7 @@ def recognise(source: str, traits: Traits) -> Tagged | None:
             last=texts.last,
             trigger=trigger,
             style=ArgumentStyle.TAGS,
+            raw_bodies=False,
         ),
         framing=Framing(think=traits.think),
         describes_tools=traits.describes_tools,
