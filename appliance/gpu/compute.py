@@ -26,6 +26,9 @@ from appliance.gpu.types import HOST, LayerKind, LayerShape, ModelShape, PlanPar
 F32 = 4
 MASK_ELEMENT_BYTES = {True: 2, False: 4}
 """Of the mask, by whether flash attention is on (`build_attn_inp_kq_mask`)."""
+ROWS_BESIDE = {"gemma3n": 10}
+"""Rows of the model's width that live beside a feed-forward: Gemma 3n keeps four predictions of
+its residual (`build_arch_graph` in `src/models/gemma3n.cpp`)."""
 PIPELINE_COPIES = 4
 """Copies of the graph's inputs when a model is split over cards (`GGML_SCHED_MAX_COPIES`)."""
 
@@ -41,7 +44,8 @@ def compute_bytes(model: ModelShape, plan: PlanParams, homes: tuple[str, ...], u
     inputs = mask_bytes(model, plan)
     phases = [row]
     if blocks:
-        phases.append(_feed_forward(model, blocks, plan) + 4 * row)
+        beside = ROWS_BESIDE.get(model.architecture, 0) * row
+        phases.append(_feed_forward(model, blocks, plan) + 4 * row + beside)
         phases.append(_combining(model, plan))
         attention = _scores(model, blocks, plan) + _latents(model, blocks, plan)
         phases.append(attention + 11 * row // 2)

@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.gpu.comparison import PEERS, SETTINGS, Row, compare
-from tests.gpu.sketches import SKETCHES
+from tests.gpu.sketches.catalogue import SKETCHES
 
 MIB = 1 << 20
 

@@ -13,7 +13,7 @@ from appliance.gpu.estimate import estimate
 from appliance.gpu.oracle import question
 from appliance.gpu.shape import read_shape
 from appliance.gpu.types import KvType, ModelShape, PlanParams, Term
-from tests.gpu.sketches import SKETCHES
+from tests.gpu.sketches.catalogue import SKETCHES
 from tests.gpu.sparse import write
 
 SETTINGS: dict[str, PlanParams] = {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,19 +23,20 @@ from appliance.gpu.types import (
     HOST,
     MIB,
     KvType,
+    LayerKind,
     Layout,
     ModelShape,
     PlanParams,
     Term,
 )
 from tests.gpu.comparison import PEERS, SETTINGS, Row, compare
-from tests.gpu.sketches import SKETCHES
+from tests.gpu.sketches.catalogue import SKETCHES
+from tests.gpu.sketches.odd import small_glm4_moe
 from tests.gpu.sparse import write
 
 SHORT = [
     "llama-3.1-8b",
     "qwen2.5-0.5b",
-    "qwen3-30b-a3b",
     "gemma-3-4b",
     "gpt-oss-20b",
     "deepseek-v2-lite",
@@ -43,6 +47,8 @@ SHORT = [
     "lfm2-1.2b",
     "qwen3-next-80b",
     "bge-base",
+    "gemma-3n-e2b",
+    "kimi-linear-48b",
 ]
 """One of each kind of memory; the full table runs with --slow."""
 
@@ -218,3 +224,29 @@ def test_the_footprint_counts_the_sequences_our_worker_asks_for(name: str, tmp_p
         params = LlamaCppParams(path, slots=slots)
         loaded = Loaded(is_recurrent, shape.window_tokens)
         assert sequence_count(shape, slots) == of_worker(params, loaded)  # type: ignore[arg-type]
+
+
+def test_a_draft_block_is_neither_loaded_nor_cached(tmp_path: Path) -> None:
+    """Against a real load: `llama_model_size` counts the file's tensors, loaded or not."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    path = write(small_glm4_moe(), tmp_path)
+    shape = read_shape(path)
+    program = (
+        "import sys, llama_cpp as lib\n"
+        "params = lib.llama_model_default_params()\n"
+        "params.load_mode = lib.LLAMA_LOAD_MODE_NONE\n"
+        "params.use_extra_bufts = False\n"
+        "assert lib.llama_model_load_from_file(sys.argv[1].encode(), params)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    found = re.search(r"model buffer size = +([0-9.]+) MiB", done.stderr)
+    assert found is not None
+    assert shape.layers[-1].kind is LayerKind.NONE
+    assert shape.layers[-1].weight_bytes == 0
+    assert abs(shape.weight_bytes / MIB - float(found[1])) < 0.01

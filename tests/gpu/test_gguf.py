@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from appliance.errors import ModelBroken
 from appliance.gpu import gguf
 from appliance.gpu.shape import read_shape
-from tests.gpu.sketches import SKETCHES
+from tests.gpu.sketches.catalogue import SKETCHES
 from tests.gpu.sparse import Sketch, write
 
 MUTATIONS = [1000, pytest.param(5000, marks=pytest.mark.slow)]
