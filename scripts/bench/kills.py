@@ -1,0 +1,210 @@
+"""Kill the daemon again and again while its tools act, and count the effects from outside.
+
+Each turn runs built-in tools whose effects are lines in files that only they write. The daemon is
+killed at random moments and restarted; at the end every accepted turn must have ended well and
+every effect must be there exactly once.
+
+    scripts/bench/kills.py --kills 200
+    scripts/bench/kills.py --kills 50 --with-runner     also kills the tool runners
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY))
+
+from scripts.bench.report import report  # noqa: E402
+from tests.daemons import Daemon, start  # noqa: E402
+
+CONFIG = """
+[models.main]
+engine = "scripted"
+script = "script.json"
+slots = 64
+
+[agents.worker]
+models = ["main"]
+policy = "local-only"
+tools = ["read_file", "write_file", "edit_file", "list_files", "search_files", "shell"]
+approvals = [{ tool = "*", decision = "allow" }]
+"""
+
+TURNS_AT_ONCE = 6
+UP_S_MAX = 2.5
+"""The daemon lives at most this long between two kills."""
+
+UNFINISHED = {"queued", "running", "waiting_approval"}
+
+
+@dataclass
+class Count:
+    accepted: list[str] = field(default_factory=list)
+    restarts_s: list[float] = field(default_factory=list)
+    runner_kills: int = 0
+    kills: int = 0
+
+
+def script(turns: int) -> list[dict[str, Any]]:
+    """Every turn: append by shell, write, append again by edit, read, then say done."""
+    entries: list[dict[str, Any]] = []
+    for number in range(turns):
+        n = f"{number:05d}"
+        edit = {"path": f"notes-{n}.txt", "old": "tail", "new": f"edit {n}\ntail"}
+        entries += [
+            {"match": f"task {n}", "tool_calls": [
+                {"name": "shell", "arguments": {
+                    "command": f"echo shell {n} >> effects.log; sleep 0.0{number % 10}; "
+                               f"echo did-one {n}"}}]},
+            {"match": f"did-one {n}", "tool_calls": [
+                {"name": "write_file", "arguments": {
+                    "path": f"notes-{n}.txt", "content": f"note {n}\ntail"}},
+                {"name": "read_file", "arguments": {"path": "effects.log"}},
+                {"name": "edit_file", "arguments": edit},
+                {"name": "shell", "arguments": {
+                    "command": f"echo second {n} >> effects.log; echo did-two {n}"}}]},
+            {"match": f"did-two {n}", "reply": f"done {n}", "tokens_per_s": 100},
+        ]  # fmt: skip
+    return entries
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--with-runner", action="store_true", help="kill tool runners too")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="only the JSON line")
+    parser.add_argument("--keep", action="store_true", help="keep the home for a look")
+    options = parser.parse_args()
+    home = Path(tempfile.mkdtemp(prefix="kills-"))
+    try:
+        figures = await measure(home, options)
+    finally:
+        if not options.keep:
+            shutil.rmtree(home)
+    report(figures, as_json=options.json)
+
+
+async def measure(home: Path, options: argparse.Namespace) -> dict[str, Any]:
+    turns = options.kills * TURNS_AT_ONCE + TURNS_AT_ONCE
+    (home / "config.toml").write_text(CONFIG)
+    (home / "script.json").write_text(json.dumps(script(turns)))
+    chance, count = random.Random(options.seed), Count()
+    for _ in range(options.kills):
+        daemon = await restart(home, count)
+        await until_killed(daemon, count, chance, options)
+        if not options.json:
+            print(f"\r{count.kills} kills, {len(count.accepted)} turns", end="", file=sys.stderr)
+    daemon = await restart(home, count)
+    try:
+        return await settle(daemon, home, count)
+    finally:
+        await daemon.session.close()
+        await daemon.stop()
+
+
+async def restart(home: Path, count: Count) -> Daemon:
+    began_s = time.monotonic()
+    daemon = await start(home)
+    count.restarts_s.append(time.monotonic() - began_s)
+    return daemon
+
+
+async def until_killed(
+    daemon: Daemon, count: Count, chance: random.Random, options: argparse.Namespace
+) -> None:
+    """Start turns for a random while, then kill -9; a turn counts once it was acknowledged."""
+
+    async def starting() -> None:
+        for _ in range(TURNS_AT_ONCE):
+            number = len(count.accepted)
+            count.accepted.append(await daemon.start_turn(f"task {number:05d}", "worker"))
+            await asyncio.sleep(chance.uniform(0, 0.1))
+
+    task = asyncio.create_task(starting())
+    await asyncio.sleep(chance.uniform(0.05, UP_S_MAX))
+    if options.with_runner:
+        count.runner_kills += kill_runners(daemon.home)
+    daemon.kill()
+    await daemon.process.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await daemon.session.close()
+    count.kills += 1
+
+
+def kill_runners(home: Path) -> int:
+    """SIGKILL the tool runners of this home, found by the calls folder in their command line."""
+    killed = 0
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"runner" in command and str(home / "state").encode() in command:
+            try:
+                os.kill(int(entry.name), signal.SIGKILL)
+                killed += 1
+            except ProcessLookupError:
+                continue
+    return killed
+
+
+async def settle(daemon: Daemon, home: Path, count: Count) -> dict[str, Any]:
+    """Wait until nothing moves any more, then compare the journal with the files."""
+    deadline_s = time.monotonic() + 300
+    while time.monotonic() < deadline_s:
+        unfinished = await daemon.get("/api/turns", status=",".join(UNFINISHED), limit=1000)
+        if not unfinished["turns"]:
+            break
+        await asyncio.sleep(0.3)
+    states: dict[str, str] = {}
+    for turn in count.accepted:
+        states[turn] = (await daemon.get(f"/api/turns/{turn}")).get("status", "lost")
+    in_doubt = sum(state == "in_doubt" for state in states.values())
+    lost = sum(state not in ("done", "in_doubt") for state in states.values())
+    effects = Counter(
+        line
+        for log in (home / "state" / "workspaces").glob("*/effects.log")
+        for line in log.read_text().splitlines()
+    )
+    for note in (home / "state" / "workspaces").glob("*/notes-*.txt"):
+        effects.update(line for line in note.read_text().splitlines() if line.startswith("edit"))
+    done = sum(state == "done" for state in states.values())
+    doctor = await daemon.get("/api/doctor")
+    chain = next(check for check in doctor["checks"] if check["name"] == "journal")
+    return {
+        "kills": count.kills,
+        "runner_kills": count.runner_kills,
+        "accepted": len(count.accepted),
+        "done": done,
+        "lost": lost,
+        "twice": sum(times - 1 for times in effects.values()),
+        "in_doubt": in_doubt,
+        "effects": sum(effects.values()),
+        "effects_expected_of_done": done * 3,
+        "restart_p50_s": round(statistics.median(count.restarts_s), 3),
+        "restart_p95_s": round(sorted(count.restarts_s)[int(len(count.restarts_s) * 0.95)], 3),
+        "chain_ok": chain["ok"],
+    }
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
