@@ -9,10 +9,10 @@ victim, under the same total budget of bytes. A request for a model that is not 
 that forecaster the model's reload seconds. The costs fade, the forecaster with the least is
 followed, and changing horses needs a lead of one reload, so that near-equals do not alternate.
 
-Shadows are the idea behind ARC's ghost lists and LeCaR's regret (Vietri et al. 2018); whole shadows
-cost more than ghosts but judge every expert at every request instead of only the one that was
-followed. Nothing is learned beforehand and no constant is fitted: at the first request all are equal
-and the sharpest on young agents, recency, leads.
+Shadows are the idea behind ARC's ghost lists and LeCaR's regret (Vietri et al. 2018); whole
+shadows cost more than ghosts but judge every expert at every request instead of only the one that
+was followed. Nothing is learned beforehand and no constant is fitted: at the first request all are
+equal and the sharpest on young agents, recency, leads.
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
 A loaded model's waiters are served in the queue's order whenever a slot is free, past others who
 wait for models that are not loaded: that is collation, and it saves more loads than any choice of
 victim. The bound: each pass is counted at those passed over (`Waiting.overtaken`). As long as
-somebody is *due* and others could still delay his load, nobody who came later and is not more urgent
-is granted anything. Leases end, instances fall idle, `room` stops them, and the barrier lifts.
+somebody is *due* and others could still delay his load, nobody who came later and is not more
+urgent is granted anything. Leases end, instances fall idle, `room` stops them, the barrier lifts.
 
-Proof of the bound. Let R wait for a model that is not loaded and can be delayed. A grant to a later,
-not more urgent request adds one to R's count, and it happens only while no older due request stands
-as a barrier, so in particular only while R's own count is below `max_overtaken`. Hence the count
-never exceeds it. Once R's load cannot be delayed any more (its victims are idle or gone, or it is
+Proof of the bound. Let R wait for a model that is not loaded and can be delayed. A grant to a
+later, not more urgent request adds one to R's count, and it happens only while no older due request
+stands as a barrier, so in particular only while R's own count is below `max_overtaken`. Hence the
+count never exceeds it. Once R's load cannot be delayed any more (its victims are idle or gone, or it is
 loading), passes cost R nothing and are not counted. When R's model is loaded, only grants on it can
 delay R, only they are counted, and `WaitingQueue.first` serves the oldest due request first. ∎
 """

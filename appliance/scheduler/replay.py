@@ -1,14 +1,16 @@
 """A trace through the product's own core, counting loads: swap policy and nothing else.
 
 All models have one size and `slots` of them are resident at once. Requests are admitted in arrival
-order and served in the order of the core's grants. With a window of one the core sees a request only
-after the one before was granted and ended, so it knows nothing of the future and every grant is in
-arrival order: this is the paging problem, and Belady's rule is its optimum. With a window of W the
-next W requests wait at once, as under a backlog, and the core may collate them within its bound.
+order and served in the order of the core's grants. With a window of one the core sees a request
+only after the one before was granted and ended, so it knows nothing of the future and every grant
+is in arrival order: this is the paging problem, and Belady's rule is its optimum. With a window of
+W the next W requests wait at once, as under a backlog, and the core may collate them within its
+bound.
 
 The core's clock shows arrival times, so rhythms are real; loading and ending are instantaneous to
-it. Waiting is computed beside it, on a line that a load stops: a request starts when it has arrived,
-the one granted before it has started, and its model is loaded; a victim's last step ends first.
+it. Waiting is computed beside it, on a line that a load stops: a request starts when it has
+arrived, the one granted before it has started, and its model is loaded; a victim's last step ends
+first.
 """
 
 from __future__ import annotations
@@ -179,9 +181,8 @@ class _Replay:
                 self._admit()
             self._settle()
             assert self._granted, "everybody is served in the end"
-            if self._granted:
-                self._todo.append(LeaseReleased(self._granted.popleft()))
-                self._settle()
+            self._todo.append(LeaseReleased(self._granted.popleft()))
+            self._settle()
         done = self._result
         return Replayed(self._loads, done.overtaken, done.waits_s, done.decisions_s, done.effects)
 

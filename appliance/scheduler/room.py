@@ -198,7 +198,11 @@ def _is_held(book: Book, instance: Instance, oldest: Waiting, now_s: float) -> b
 
 
 def _work_elsewhere(book: Book) -> bool:
-    return any(i.leases or book.queue.count(i.model) for i in book.ready())
+    """Something works, is about to, or is being loaded."""
+    if any(i.leases or book.queue.count(i.model) for i in book.ready()):
+        return True
+    loading = any(i.state is ResidentState.STARTING for i in book.instances.values())
+    return loading or any(state.claim is not None for state in book.models.values())
 
 
 def _turn_has_come(
@@ -206,6 +210,8 @@ def _turn_has_come(
 ) -> bool:
     if book.queue.is_due(oldest):
         return True
+    if book.policy.wait_for_dry:
+        return False
     first = book.queue.first(state.spec.name)
     assert first is not None
     served = [held.step.priority for victim in victims for held in victim.leases.values()]
