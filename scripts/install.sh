@@ -118,11 +118,10 @@ install_config() {
 install_model() {
     [ $model = yes ] || return 0
     if [ $scope = system ]; then
-        STATE_DIRECTORY=$state CONFIGURATION_DIRECTORY=$config \
-            "$command" models fetch smollm2-135m-instruct-q4_1
+        STATE_DIRECTORY=$state CONFIGURATION_DIRECTORY=$config fetch_default_model "$command"
         chown -R appliance:appliance "$models"
     else
-        "$command" models fetch smollm2-135m-instruct-q4_1
+        fetch_default_model "$command"
     fi
 }
 
@@ -195,7 +194,7 @@ install_unit
 step 'Installed'
 say "   configuration  $config/config.toml"
 say "   state          $state"
-say "   try            appliance ask assistant \"What are you?\""
+say "   try            $command ask assistant \"What are you?\""
 if [ $scope = system ]; then
     say "   let others in  usermod -aG appliance NAME"
 fi

@@ -229,9 +229,9 @@ prepare() { # VENV LOCK
     install_llama "$1"
 }
 
-# The default model in the models folder of a home, verified.
-fetch_default_model() { # VENV HOME
+# The default model in the models folder that this command means, verified.
+fetch_default_model() { # APPLIANCE [--home HOME]
     local quiet=()
     is_terminal || quiet=(--json)
-    "$1/bin/appliance" --home "$2" models fetch smollm2-135m-instruct-q4_1 "${quiet[@]}" >&2
+    "$@" models fetch smollm2-135m-instruct-q4_1 "${quiet[@]}" >&2
 }

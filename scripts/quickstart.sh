@@ -48,7 +48,7 @@ start_daemon() {
 
 prepare .venv requirements.lock
 step 'Default model (SmolLM2 135M, 98 MB)'
-fetch_default_model .venv "$home"
+fetch_default_model "${appliance[@]}"
 
 step 'Daemon'
 start_daemon

@@ -11,6 +11,6 @@ source "$(dirname "$0")/lib.sh"
 cd "$REPOSITORY"
 
 prepare .venv requirements-dev.lock
-fetch_default_model .venv .appliance
+fetch_default_model .venv/bin/appliance --home .appliance
 step 'Tests'
 exec .venv/bin/python -m pytest -q "$@"

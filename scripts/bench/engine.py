@@ -1,0 +1,164 @@
+"""The llama.cpp engine measured: throughput beside llama-server, shared prefixes, parking, calls.
+
+    python scripts/bench/engine.py [--llama-server PATH] [--daemon-socket PATH --model-name NAME]
+                                   [--only NAME[,NAME…]] [--json]
+
+Without `--daemon-socket` throughput is of the engine itself; with it, of the daemon's
+`/v1/chat/completions`, which must serve the same model. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import sys
+import time
+from contextlib import AsyncExitStack
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import aiohttp
+
+from appliance.engines.llamacpp.engine import LlamaCppEngine
+from appliance.engines.llamacpp.params import LlamaCppParams
+from scripts.bench.engine_lib import measures
+from scripts.bench.engine_lib.targets import Direct, OpenAi, Target, llama_server
+
+DEFAULT_MODEL = ROOT / ".appliance" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+PARTS = ("throughput", "prefix", "park", "tools", "constraint", "workers")
+
+
+def main() -> int:
+    options = _options()
+    figures = asyncio.run(_measure(options))
+    summary = {
+        **{name: round(value, 4) for name, value in figures.items()},
+        "command": " ".join(["python", "scripts/bench/engine.py", *sys.argv[1:]]),
+        "versions": _versions(),
+        "load_average": os.getloadavg()[0],
+    }
+    if not options.json:
+        for name, value in figures.items():
+            print(f"{name:44} {value:10.3f}")
+    print(json.dumps(summary))
+    return 0
+
+
+async def _measure(options: argparse.Namespace) -> dict[str, float]:
+    params = LlamaCppParams(
+        options.model,
+        context_window=options.window,
+        slots=16,
+        kv_tokens=16 * options.window,
+        threads=options.threads,
+        stall_timeout_s=300,
+        park_ram_bytes=0,
+    )
+    figures: dict[str, float] = {}
+
+    async def part(name: str, work: object) -> None:
+        began = time.monotonic()
+        figures.update(await work)  # type: ignore[misc]
+        print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+    if "throughput" in options.only:
+        await part("throughput", _throughput(params, options))
+    if "prefix" in options.only:
+        tokens = options.prefix_tokens
+        wide = LlamaCppParams(
+            options.model,
+            context_window=tokens + 512,
+            slots=options.agents,
+            kv_tokens=(options.agents + 2) * (tokens + 512),
+            threads=options.threads,
+            stall_timeout_s=300,
+            park_ram_bytes=0,
+        )
+        async with LlamaCppEngine(wide) as engine:
+            prefix = measures.shared_prefix(
+                Direct(engine), agents=options.agents, prefix_tokens=tokens
+            )
+            await part("prefix", prefix)
+    if "park" in options.only:
+        await part("park", measures.park_resume(params, prefix_tokens=options.window // 3))
+    async with AsyncExitStack() as stack:
+        if {"tools", "constraint"} & set(options.only):
+            engine = await stack.enter_async_context(LlamaCppEngine(params))
+        if "tools" in options.only:
+            await part("tools", measures.tool_calls(engine, options.tool_calls, seed=options.seed))
+        if "constraint" in options.only:
+            overhead = measures.constraint_overhead(
+                engine, rounds=options.rounds, tokens=options.tokens
+            )
+            await part("constraint", overhead)
+    if "workers" in options.only:
+        await part(
+            "workers", measures.workers(params, rounds=options.rounds, tokens=options.tokens)
+        )
+    return figures
+
+
+async def _throughput(params: LlamaCppParams, options: argparse.Namespace) -> dict[str, float]:
+    streams = (1, 4, 8, 16)
+    async with AsyncExitStack() as stack:
+        ours: Target
+        if options.daemon_socket:
+            connector = aiohttp.UnixConnector(str(options.daemon_socket), limit=0)
+            session = await stack.enter_async_context(
+                aiohttp.ClientSession(
+                    connector=connector, timeout=aiohttp.ClientTimeout(total=None)
+                )
+            )
+            ours = OpenAi(session, "http://daemon", options.model_name)
+        else:
+            ours = Direct(await stack.enter_async_context(LlamaCppEngine(params)))
+        await measures.burst(ours, 1, 4)
+        if options.llama_server is None:
+            return await measures.own_throughput(ours, streams, options.tokens)
+        theirs = await stack.enter_async_context(
+            llama_server(
+                options.llama_server,
+                params.model_path,
+                slots=params.slots,
+                window=params.context_window,
+                threads=options.threads,
+            )
+        )
+        await measures.burst(theirs, 1, 4)
+        return await measures.throughput(
+            ours, theirs, streams, rounds=options.rounds, tokens=options.tokens
+        )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
+    parser.add_argument("--llama-server", type=Path, help="the program to compare with")
+    parser.add_argument("--daemon-socket", type=Path, help="measure throughput through the daemon")
+    parser.add_argument("--model-name", default="default", help="the model's name in the daemon")
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=48, help="per answer")
+    parser.add_argument("--window", type=int, default=1024, help="tokens per sequence")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--agents", type=int, default=16)
+    parser.add_argument("--prefix-tokens", type=int, default=2000)
+    parser.add_argument("--tool-calls", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="print the summary alone")
+    return parser.parse_args()
+
+
+def _versions() -> dict[str, str]:
+    names = ("llama-cpp-python", "llguidance", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Parts of `engine.py`: what is measured, and the servers it is measured on."""

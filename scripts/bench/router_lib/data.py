@@ -1,0 +1,146 @@
+"""Outcome sets as arrays: texts, features, right or wrong of both sides, folds that split honestly."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import re
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from appliance.router.answers import LocalAnswer, plain, read_answer
+from appliance.router.features import read
+
+csv.field_size_limit(1 << 30)
+_STEM_END = re.compile(r"\nA\. |\n\n\[TOOLS\]")
+_NOT_WORD = re.compile(r"[^a-z0-9]+")
+
+
+@dataclass
+class Outcomes:
+    """One set. `answers` is empty where nothing of a local answer is known. `weak` and `strong`
+    are NaN where the file does not say (a file to be scored need not). `weak_peers` and
+    `strong_peers` are the mean marks of the further models nearer to either in accuracy (or the
+    marks themselves where there are none): one model's mark is a noisy sign of how hard a question
+    is, several are a better one. They are used to learn from, never to score with."""
+
+    name: str
+    ids: list[str]
+    prompts: list[str]
+    groups: np.ndarray
+    stems: np.ndarray
+    weak: np.ndarray
+    strong: np.ndarray
+    gold: np.ndarray
+    shape: np.ndarray
+    sketch: np.ndarray
+    weak_peers: np.ndarray
+    strong_peers: np.ndarray
+    answers: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+
+    @property
+    def gain(self) -> np.ndarray:
+        return self.strong - self.weak
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def fold(self, folds: int, seed: int = 0) -> np.ndarray:
+        """A fold for each row; rows with the same question, in any set, share it."""
+        return np.array([zlib.crc32(f"{seed}/{stem}".encode()) % folds for stem in self.stems])
+
+    def group_fold(self, folds: int) -> np.ndarray:
+        """A fold for each row; whole groups (subjects, categories) share it."""
+        rank = {name: i % folds for i, name in enumerate(sorted(set(self.groups)))}
+        return np.array([rank[name] for name in self.groups])
+
+
+def load(path: Path) -> Outcomes:
+    with gzip.open(path, "rt", encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    features = [read(row["prompt"]) for row in rows]
+    weak, strong = _numbers(rows, "weak"), _numbers(rows, "strong")
+    weak_peers, strong_peers = _peers(rows, weak, strong)
+    return Outcomes(
+        name=path.name.split(".")[0],
+        ids=[row["query_id"] for row in rows],
+        prompts=[row["prompt"] for row in rows],
+        groups=np.array([row.get("group", "") for row in rows]),
+        stems=np.array([_stem(row["prompt"]) for row in rows]),
+        weak=weak,
+        strong=strong,
+        weak_peers=weak_peers,
+        strong_peers=strong_peers,
+        gold=np.array([row.get("gold1500") == "1" for row in rows]),
+        shape=np.stack([each.shape for each in features]).astype(np.float64),
+        sketch=np.stack([each.sketch for each in features]).astype(np.float64),
+        answers=_answers(rows),
+    )
+
+
+def load_all(folder: Path) -> list[Outcomes]:
+    return [load(path) for path in sorted(folder.glob("*.csv.gz"))]
+
+
+def _stem(prompt: str) -> str:
+    question = _STEM_END.split(prompt)[0]
+    return _NOT_WORD.sub(" ", question.lower()).strip()[:200]
+
+
+def _numbers(rows: list[dict[str, str]], column: str) -> np.ndarray:
+    return np.array([float(row[column]) if row.get(column) else np.nan for row in rows])
+
+
+def _peers(
+    rows: list[dict[str, str]], weak: np.ndarray, strong: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    columns = [_numbers(rows, name) for name in rows[0] if name.startswith("acc_")]
+    middle = (np.nanmean(weak) + np.nanmean(strong)) / 2 if columns else 0.0
+    low = [each for each in columns if np.nanmean(each) < middle]
+    high = [each for each in columns if np.nanmean(each) >= middle]
+    return (
+        np.nanmean(low, axis=0) if low else weak,
+        np.nanmean(high, axis=0) if high else strong,
+    )
+
+
+def _answers(rows: list[dict[str, str]]) -> np.ndarray:
+    if "weak_answer" not in rows[0]:
+        return np.zeros((0, 0))
+    columns = sorted(name for name in rows[0] if name.startswith("ans_"))
+    votes = [[plain(row[name]) for name in columns] for row in rows]
+    own = [plain(row["weak_answer"]) for row in rows]
+    trust = _trust(votes, own)
+    order = sorted(range(len(columns)), key=lambda i: -trust[i])
+    return np.stack(
+        [
+            read_answer(
+                LocalAnswer(
+                    prompt=row["prompt"],
+                    answer=row["weak_answer"],
+                    output_chars=int(float(row.get("weak_out_chars") or 0)),
+                    others=tuple(row[columns[i]] for i in order),
+                    weights=tuple(trust[i] for i in order),
+                )
+            )
+            for row in rows
+        ]
+    ).astype(np.float64)
+
+
+def _trust(votes: list[list[str]], own: list[str]) -> list[float]:
+    """How often each other model agrees with the rest: known without any label."""
+    n = len(votes[0])
+    found = []
+    for i in range(n):
+        hits = [vote[i] == mine and vote[i] != "" for vote, mine in zip(votes, own, strict=True)]
+        rest = [
+            float(np.mean([vote[i] == vote[j] and vote[i] != "" for vote in votes]))
+            for j in range(n)
+            if j != i
+        ]
+        found.append(max(0.05, float(np.mean([float(np.mean(hits)), *rest]))))
+    return found

@@ -1,0 +1,240 @@
+"""Swap policy on a trace: the product's own core against Belady, LRU and LFU with ageing.
+
+    scripts/bench/scheduler.py --trace FILE.csv --slots 4 [--window 16] [--json]
+    scripts/bench/scheduler.py --make zipf|bursts --out FILE.csv [--seed 0]
+    scripts/bench/scheduler.py --decisions [--json]
+
+A trace has the columns time_s, agent, model, duration_s; all models are of one size and `--slots` of
+them are resident at once. `--make` writes a development trace: real arrivals of two services (see
+../shared/traces/README.md, stretched a hundredfold) with models drawn by a seed. `--decisions`
+times one decision with 50 models on 8 devices and 1,000 requests waiting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import random
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from appliance.scheduler.core import Core
+from appliance.scheduler.placing import BestFit
+from appliance.scheduler.replay import (
+    TraceRow,
+    lfu_loads,
+    lru_loads,
+    optimum_loads,
+    read_trace,
+    replay,
+)
+from appliance.scheduler.values import (
+    ConfigChanged,
+    DeviceView,
+    Event,
+    Grant,
+    InstanceGone,
+    InstanceReady,
+    InventoryChanged,
+    LeaseReleased,
+    ModelSpec,
+    StartInstance,
+    StepRequested,
+    StopInstance,
+)
+
+TRACES = Path(__file__).resolve().parents[2] / ".." / "shared" / "traces"
+STRETCH = 100.0
+"""A data centre's arrivals on one workstation: an hour becomes four days."""
+TOKENS_PER_S = 40.0
+
+
+def main() -> int:
+    options = _options()
+    if options.make:
+        return _write(_make(options.make, options.seed, options.rows), Path(options.out))
+    figures = _decisions() if options.decisions else _swaps(options)
+    for name, value in figures.items():
+        print(f"{name:>18}  {value}")
+    if options.json:
+        figures |= {
+            "command": " ".join(["scripts/bench/scheduler.py", *sys.argv[1:]]),
+            "versions": f"python {platform.python_version()}",
+            "load_average": os.getloadavg()[0],
+        }
+        print(json.dumps(figures))
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--trace", help="CSV with time_s, agent, model, duration_s")
+    parser.add_argument("--slots", type=int, default=4, help="models resident at once")
+    parser.add_argument("--window", type=int, default=1, help="requests that may be reordered")
+    parser.add_argument("--load-s", type=float, default=10.0, help="seconds a load takes (waits)")
+    parser.add_argument("--make", choices=["zipf", "bursts"], help="write a development trace")
+    parser.add_argument("--out", default="trace.csv")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=int, default=28185)
+    parser.add_argument("--decisions", action="store_true", help="time one decision")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    options = parser.parse_args()
+    if not (options.make or options.decisions or options.trace):
+        parser.error("give --trace, --make or --decisions")
+    return options
+
+
+def _swaps(options: argparse.Namespace) -> dict[str, object]:
+    trace = read_trace(Path(options.trace))
+    models = [row.model for row in trace]
+    result = replay(trace, options.slots, options.window, options.load_s)
+    optimum = optimum_loads(models, options.slots)
+    waits = sorted(result.waits_s)
+    took = sorted(result.decisions_s)
+    return {
+        "requests": len(trace),
+        "slots": options.slots,
+        "window": options.window,
+        "loads": result.loads,
+        "optimum_loads": optimum,
+        "ratio": round(result.loads / max(optimum, 1), 4),
+        "lru_loads": lru_loads(models, options.slots),
+        "lfu_loads": lfu_loads(models, options.slots),
+        "max_overtaken": max(result.overtaken, default=0),
+        "wait_p99_s": round(_quantile(waits, 0.99), 3),
+        "decision_us_p50": round(_quantile(took, 0.5) * 1e6, 1),
+        "decision_us_p99": round(_quantile(took, 0.99) * 1e6, 1),
+    }
+
+
+def _quantile(ordered: list[float], share: float) -> float:
+    return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else 0.0
+
+
+# ── development traces ──────────────────────────────────────────────────────────────────────────
+
+
+def _make(kind: str, seed: int, rows: int) -> list[TraceRow]:
+    arrivals = _arrivals()[:rows]
+    rng = random.Random(seed)
+    return _zipf(arrivals, rng) if kind == "zipf" else _bursts(arrivals, rng)
+
+
+def _arrivals() -> list[tuple[float, float]]:
+    """Seconds since the first arrival, stretched, and seconds of decoding, over both services."""
+    found = []
+    for name in ("azure_llm_2023_code.csv", "azure_llm_2023_conv.csv"):
+        with (TRACES / name).open(newline="") as file:
+            for row in csv.DictReader(file):
+                at = datetime.fromisoformat(row["TIMESTAMP"][:26])
+                found.append((at.timestamp(), int(row["GeneratedTokens"]) / TOKENS_PER_S))
+    found.sort()
+    return [((at - found[0][0]) * STRETCH, seconds) for at, seconds in found]
+
+
+def _zipf(arrivals: list[tuple[float, float]], rng: random.Random) -> list[TraceRow]:
+    """Every request draws one of 20 models, the n-th most popular with weight 1/n."""
+    names = [f"model{n:02}" for n in range(20)]
+    drawn = rng.choices(names, [1 / (n + 1) for n in range(20)], k=len(arrivals))
+    return [
+        TraceRow(at, f"agent{rng.randrange(8)}", model, seconds)
+        for (at, seconds), model in zip(arrivals, drawn, strict=True)
+    ]
+
+
+def _bursts(arrivals: list[tuple[float, float]], rng: random.Random) -> list[TraceRow]:
+    """Eight agents that each own one to four of 20 models; three are at work at a time, for twenty
+    requests on average, and change the model every tenth."""
+    own = [
+        [f"model{n:02}" for n in rng.sample(range(20), rng.randint(1, 4))] for _ in range(8)
+    ]
+    at_work: list[list[object]] = []
+    rows = []
+    for at, seconds in arrivals:
+        while len(at_work) < 3:
+            busy = {burst[0] for burst in at_work}
+            agent = rng.choice([n for n in range(8) if n not in busy])
+            at_work.append([agent, rng.choice(own[agent]), 1 + int(rng.expovariate(1 / 20))])
+        burst = rng.choice(at_work)
+        agent, model, left = burst
+        assert isinstance(agent, int)
+        assert isinstance(left, int)
+        if rng.random() < 0.1:
+            burst[1] = model = rng.choice(own[agent])
+        rows.append(TraceRow(at, f"agent{agent}", str(model), seconds))
+        burst[2] = left - 1
+        if left <= 1:
+            at_work.remove(burst)
+    return rows
+
+
+def _write(rows: list[TraceRow], path: Path) -> int:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["time_s", "agent", "model", "duration_s"])
+        for row in rows:
+            writer.writerow([f"{row.time_s:.3f}", row.agent, row.model, f"{row.duration_s:.3f}"])
+    print(f"{len(rows)} requests in {path}")
+    return 0
+
+
+# ── the cost of a decision ──────────────────────────────────────────────────────────────────────
+
+
+def _decisions() -> dict[str, object]:
+    """Times every event of 20,000 steps by 200 agents with 1,000 waiting at any moment."""
+    rng = random.Random(0)
+    core = Core(BestFit())
+    models = [ModelSpec(f"m{n}", 4, demand=rng.randint(4, 16) << 30) for n in range(50)]
+    core.handle(InventoryChanged(tuple(DeviceView(f"gpu{n}", 24 << 30) for n in range(8))), 0.0)
+    core.handle(ConfigChanged(tuple(models)), 0.0)
+    now_s, number = 0.0, 0
+    waiting, leases = 0, []
+    todo: list[Event] = []
+    took: list[float] = []
+    while number < 20_000:
+        if not todo:
+            now_s += 0.01
+            if waiting < 1000:
+                number += 1
+                waiting += 1
+                agent = rng.randrange(200)
+                name = f"m{(agent * 7 + rng.randrange(3)) % 50}"
+                todo.append(StepRequested(f"r{number}", f"a{agent}", (name,)))
+            elif leases:
+                todo.append(LeaseReleased(leases.pop(rng.randrange(len(leases))), 20, 1.0))
+        began = time.perf_counter()
+        effects = core.handle(todo.pop(), now_s)
+        took.append(time.perf_counter() - began)
+        for effect in effects:
+            match effect:
+                case Grant():
+                    waiting -= 1
+                    leases.append(effect.lease_id)
+                case StartInstance():
+                    todo.append(InstanceReady(effect.instance_id, 5.0, 4))
+                case StopInstance():
+                    todo.append(InstanceGone(effect.instance_id))
+                case _:
+                    pass
+    took = sorted(took[2000:])
+    return {
+        "models": 50,
+        "devices": 8,
+        "waiting": 1000,
+        "decisions": len(took),
+        "decision_us_p50": round(_quantile(took, 0.5) * 1e6, 1),
+        "decision_us_p90": round(_quantile(took, 0.9) * 1e6, 1),
+        "decision_us_p99": round(_quantile(took, 0.99) * 1e6, 1),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
