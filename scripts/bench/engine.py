@@ -20,8 +20,7 @@ from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import aiohttp
 
@@ -30,6 +29,7 @@ from appliance.engines.llamacpp.params import LlamaCppParams
 from scripts.bench.engine_lib import measures
 from scripts.bench.engine_lib.targets import Direct, OpenAi, Target, llama_server
 
+ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_MODEL = ROOT / ".appliance" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 PARTS = ("throughput", "prefix", "park", "tools", "constraint", "workers")
 

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import jsonschema
@@ -233,15 +234,23 @@ async def workers(params: LlamaCppParams, *, rounds: int, tokens: int) -> Figure
             seen["default"].append(one / await burst(spinning, 4, tokens))
             both = await asyncio.gather(burst(first, 4, tokens), burst(second, 4, tokens))
             seen["two"].append(sum(both) / one)
-            programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in "ab"]
-            try:
+            with busy_programs(2):
                 seen["busy"].append(await burst(first, 4, tokens) / one)
-            finally:
-                for program in programs:
-                    program.kill()
-                    program.wait()
     return {
         "one_worker_vs_default_wait": statistics.median(seen["default"]),
         "two_workers_vs_one": statistics.median(seen["two"]),
         "beside_busy_vs_idle": statistics.median(seen["busy"]),
     }
+
+
+@contextmanager
+def busy_programs(count: int) -> Iterator[None]:
+    """As many programs that each keep a core busy."""
+    loop = [sys.executable, "-c", "while True: pass"]
+    programs = [subprocess.Popen(loop) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 from hypothesis import given
@@ -14,7 +15,7 @@ from appliance.engines.llamacpp.vocab import runs
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     at = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
-    return [data[a:b] for a, b in zip(at, at[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(at)]
 
 
 @given(
