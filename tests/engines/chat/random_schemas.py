@@ -5,9 +5,17 @@ from __future__ import annotations
 import random
 from typing import Any
 
-_WORDS = ("path", "query", "city", "limit", "mode", "items", "user id", "größe", "a", "x-y", "content")
+_WORDS = ("path", "query", "city", "limit", "mode", "items", "user id", "größe", "a", "x-y", "text")
 _FORMATS = ("date-time", "date", "email", "uuid", "ipv4", "uri", "hostname", "made-up")
-_PATTERNS = ("^[a-z]+$", "^[A-Z]{3}-\\d{4}$", "\\d+", "^(ab)*c$", "^#?[0-9a-f]{6}$", "^[^\\s]{2,8}$", "foo|bar")
+_PATTERNS = (
+    "^[a-z]+$",
+    "^[A-Z]{3}-\\d{4}$",
+    "\\d+",
+    "^(ab)*c$",
+    "^#?[0-9a-f]{6}$",
+    "^[^\\s]{2,8}$",
+    "foo|bar",
+)
 
 
 def random_tool_schema(rng: random.Random) -> dict[str, Any]:
@@ -100,7 +108,7 @@ def _constant(rng: random.Random, depth: int) -> dict[str, Any]:
 
 
 def _enum(rng: random.Random, depth: int) -> dict[str, Any]:
-    values = ("red", "green", "dark \"blue\"", "<tag>", "", 7, None, 1.5)
+    values = ("red", "green", 'dark "blue"', "<tag>", "", 7, None, 1.5)
     return {"enum": rng.sample(values, rng.randint(1, 5))}
 
 

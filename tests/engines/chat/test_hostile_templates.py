@@ -13,7 +13,6 @@ from appliance.engines.chat.template import ChatTemplate
 from appliance.errors import ApplianceError
 
 
-
 @pytest.fixture(autouse=True)
 def _short_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "DEADLINE_S", 0.4)

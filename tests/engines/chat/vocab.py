@@ -12,7 +12,19 @@ from appliance.engines.chat.constraint import ConstraintFactory
 
 SHARED = Path(__file__).resolve().parents[4] / "shared"
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 _STRING, _ARRAY = 8, 9
 
 

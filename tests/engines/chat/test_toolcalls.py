@@ -1,0 +1,123 @@
+"""Whatever the schema and whatever the model: every call that comes out is valid."""
+
+from __future__ import annotations
+
+import random
+from datetime import date
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from appliance.engines.chat.constraint import ConstraintFactory
+from appliance.engines.chat.patterns import example_of_pattern
+from appliance.engines.chat.schema import fitted
+from appliance.engines.chat.turnplan import plan
+from appliance.types import (
+    GenerateRequest,
+    Role,
+    ToolChoice,
+    ToolChoiceKind,
+    ToolSpec,
+    text_message,
+)
+from tests.engines.chat.random_schemas import random_tool_schema
+from tests.engines.chat.samplers import answer
+from tests.engines.chat.templates import REAL, hermes, real_template
+from tests.engines.chat.vocab import SHARED, RealVocab, real_vocab
+
+PATH = SHARED / "vocab" / "ggml-vocab-qwen2.gguf"
+MARKS = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+
+
+@pytest.fixture(scope="module")
+def vocab() -> RealVocab:
+    if not PATH.is_file():
+        pytest.skip("the real vocabularies are not here (../shared/vocab)")
+    return real_vocab(PATH, MARKS)
+
+
+@pytest.fixture(scope="module")
+def factory(vocab: RealVocab) -> ConstraintFactory:
+    return vocab.factory()
+
+
+def check_turn(factory: ConstraintFactory, vocab: RealVocab, seed: int, template=None) -> None:  # type: ignore[no-untyped-def]
+    rng = random.Random(seed)
+    schema = random_tool_schema(rng)
+    request = GenerateRequest(
+        "r",
+        (text_message(Role.USER, "Hi"),),
+        (ToolSpec("tool_x", "", schema),),
+        tool_choice=ToolChoice(ToolChoiceKind.ANY),
+    )
+    made = plan(template or hermes(), request, today=date(2026, 1, 1))
+    max_tokens = rng.choice((300, 500, 900))
+    assert made.constraint is not None
+    constraint = factory.compile(made.constraint, max_tokens=max_tokens)
+    result = answer(made, vocab, constraint, rng, max_tokens)
+    calls = result.message.tool_calls
+    assert calls, (seed, schema, result.text[-300:])
+    for call in calls:
+        jsonschema.Draft202012Validator(schema).validate(dict(call.arguments))
+
+
+def test_calls_by_random_tokens_under_random_schemas_are_valid(
+    factory: ConstraintFactory, vocab: RealVocab
+) -> None:
+    for seed in range(120):
+        check_turn(factory, vocab, seed)
+
+
+@pytest.mark.parametrize("name", [real.file for real in REAL])
+def test_calls_in_every_native_format_are_valid(
+    factory: ConstraintFactory, vocab: RealVocab, name: str
+) -> None:
+    template = real_template(name)
+    for seed in range(1000, 1008):
+        check_turn(factory, vocab, seed, template)
+
+
+@pytest.mark.slow
+def test_ten_thousand_calls_are_valid(factory: ConstraintFactory, vocab: RealVocab) -> None:
+    for seed in range(10_000, 20_000):
+        check_turn(factory, vocab, seed)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"a": {"not": {"type": "null"}}}},
+        {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(?=x)x"}}},
+        {"type": "object", "if": {"required": ["a"]}, "then": {"required": ["b"]}},
+        {"type": "object", "properties": {"a": {"oneOf": [{"type": "integer"}, {"minimum": 3}]}}},
+        {"$ref": "https://example.invalid/schema"},
+    ],
+)
+def test_what_no_grammar_can_keep_is_marked_to_be_checked(schema: dict[str, object]) -> None:
+    assert fitted(schema).rule
+    assert not fitted(schema).is_exact
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"a": {"type": "string", "format": "made-up"}}},
+        {"type": "object", "properties": {"a": {}}, "x-order": 3, "title": "T", "minProperties": 1},
+        {"type": "object", "dependentRequired": {"a": ["b"]}, "properties": {"a": {}, "b": {}}},
+        {"type": "object", "properties": {"a": {"type": "number", "multipleOf": 0.01}}},
+    ],
+)
+def test_what_can_be_said_more_narrowly_stays_exact(schema: dict[str, object]) -> None:
+    assert fitted(schema).is_exact
+
+
+@settings(max_examples=60, deadline=None)
+@given(pattern=st.sampled_from(("^a+$", "x{3}", "foo|bar", "[^a-z]", "^(ab)*c$", "\\d{2}-\\w")))
+def test_an_example_matches_its_pattern(pattern: str) -> None:
+    import re
+
+    example = example_of_pattern(pattern)
+    assert example is not None
+    assert re.search(pattern, example)
