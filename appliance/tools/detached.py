@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,9 +202,10 @@ class DetachedCalls:
             "bwrap": self._sandbox.bwrap,
             "disable_userns": self._sandbox.disables_userns,
         }
-        draft = self._folder / f"{name}.job.{os.getpid()}"
-        draft.write_text(json.dumps(body))
-        draft.rename(self._folder / f"{name}.job")
+        fd, draft = tempfile.mkstemp(dir=self._folder, prefix=f"{name}.job.")
+        with os.fdopen(fd, "w") as file:
+            json.dump(body, file)
+        os.rename(draft, self._folder / f"{name}.job")
 
     def _open_runner(self, name: str) -> int | None:
         """A pidfd of the live runner. The number in the claim may have been given to somebody

@@ -85,7 +85,7 @@ class McpServer:
         """A usable connection, started if need be. Raises `Unavailable`."""
         async with self._starting:
             if self._connection is not None and self._connection.tools_changed:
-                await self._restart()
+                await self._list_again(self._connection)
             if self._connection is None or self._connection.closed.is_set():
                 if self._task is not None:
                     await asyncio.wait([self._task])
@@ -116,10 +116,18 @@ class McpServer:
         if not self._calls:
             self._questions = 0
 
-    async def _restart(self) -> None:
-        self._stop.set()
-        if self._task is not None:
-            await asyncio.wait([self._task])
+    async def _list_again(self, connection: Connection) -> None:
+        """The server said that its tools changed: see whether it is so. Raises `Unavailable`."""
+        from appliance.tools.mcp.connection import Failed, Gone, NoAnswer
+
+        connection.tools_changed = False
+        try:
+            self._check(await connection.list_tools(self.config.start_timeout_s))
+        except Unavailable:
+            self._stop.set()
+            raise
+        except (Failed, Gone, NoAnswer):
+            connection.closed.set()
 
     async def _start(self) -> None:
         if self.state == "changed":

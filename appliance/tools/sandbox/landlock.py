@@ -3,8 +3,10 @@
 Landlock (kernel 5.13) takes rights away from the calling process and its children: files by
 allow-list, TCP from ABI 4, signals and abstract sockets to the outside from ABI 6. It hides
 nothing and does not know UDP, raw or netlink sockets; the seccomp filter closes those, and the
-calls that reach into other processes or the kernel. Weaker than bubblewrap all the same (other
-processes stay visible to `kill(pid, 0)` and to `stat` in `/proc`), and `appliance doctor` says so.
+calls that reach into other processes or the kernel. Weaker than bubblewrap all the same, and
+`appliance doctor` says so: Landlock has no right for changing modes, times and attributes, so what
+belongs to the daemon's user can be `chmod`ed by name (refusing chmod altogether would break git),
+and `stat` shows that files and processes are there.
 
 Numbers are from linux/landlock.h, linux/seccomp.h and the x86-64 and arm64 system call tables.
 Standard library only: applied by the runner's child before it starts the tool.
@@ -126,16 +128,17 @@ _AF_UNIX = 1
 
 _X86_64: Sequence[int] = (
     101, 165, 166, 155, 272, 308, 310, 311, 321, 298, 248, 249, 250, 323, 425, 426, 427,
-    428, 429, 430, 432, 442, 161, 175, 313, 246, 320, 169, 304, 438,
+    428, 429, 430, 432, 442, 161, 175, 313, 246, 320, 169, 304, 438, 29, 64, 68, 240,
 )  # fmt: skip
 """ptrace mount umount2 pivot_root unshare setns process_vm_readv process_vm_writev bpf
 perf_event_open add_key request_key keyctl userfaultfd io_uring_setup io_uring_enter
 io_uring_register open_tree move_mount fsopen fsmount mount_setattr chroot init_module
-finit_module kexec_load kexec_file_load reboot open_by_handle_at pidfd_getfd"""
+finit_module kexec_load kexec_file_load reboot open_by_handle_at pidfd_getfd
+shmget semget msgget mq_open"""
 
 _ARM64: Sequence[int] = (
     117, 40, 39, 41, 97, 268, 270, 271, 280, 241, 217, 218, 219, 282, 425, 426, 427,
-    428, 429, 430, 432, 442, 51, 105, 273, 104, 294, 142, 265, 438,
+    428, 429, 430, 432, 442, 51, 105, 273, 104, 294, 142, 265, 438, 194, 190, 186, 180,
 )  # fmt: skip
 
 _ARCHITECTURES = {

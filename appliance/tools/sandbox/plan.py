@@ -115,7 +115,10 @@ def bubblewrap_argv(
     for pin in pins(cage.read_only, cage.hidden):
         if pin.path in opened:
             args += _pin_args(pin, f"{cage.workspace}/{pin.path}", *opened[pin.path])
-    return [*args, "--chdir", cage.workspace, "--remount-ro", "/", "--", *argv]
+    # Without the second of these a daemon of root gives its tools /proc/sys to write: they have no
+    # capability, but the files there belong to root, and so do they (seen with bubblewrap 0.8).
+    args += ["--remount-ro", "/", "--remount-ro", "/proc"]
+    return [*args, "--chdir", cage.workspace, "--", *argv]
 
 
 def _pin_args(pin: Pin, target: str, fd: int, is_folder: bool) -> list[str]:

@@ -64,7 +64,7 @@ def _probe(wanted: str) -> SandboxReport:
             mode = "landlock"
             reasons.append(
                 f"Landlock (version {abi}) with a system call filter works; it contains files "
-                "and network, but other processes stay visible"
+                "and network, but leaves modes and times of the daemon's own files changeable"
             )
         else:
             reasons.append(f"Landlock does not work: {why}")

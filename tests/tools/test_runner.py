@@ -1,0 +1,141 @@
+"""The detached runner: bounded, adoptable, ended when told, and run by exactly one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from watchfiles import awatch
+
+from appliance.tools.detached import DetachedCalls, Died, Done, Job, Never
+from appliance.tools.sandbox.limits import Limits
+from appliance.tools.sandbox.plan import Cage
+from appliance.tools.sandbox.report import SandboxReport
+
+LIMITS = Limits(256 << 20, 64, 16 << 20, 10)
+
+
+@pytest.fixture
+def calls(tmp_path: Path, sandbox: SandboxReport) -> DetachedCalls:
+    (tmp_path / "calls").mkdir()
+    (tmp_path / "work").mkdir()
+    return DetachedCalls(tmp_path / "calls", sandbox)
+
+
+def job(tmp_path: Path, command: str, timeout_s: float = 10.0, name: str = "call") -> Job:
+    return Job(
+        name, "hash", Cage(str(tmp_path / "work")), LIMITS, timeout_s,
+        {"PATH": "/usr/bin:/bin"}, ("/bin/sh", "-c", command),
+    )  # fmt: skip
+
+
+async def until(path: Path) -> None:
+    """Returns when another process has made the file."""
+    if path.exists():
+        return
+    async for _ in awatch(path.parent, step=5, yield_on_timeout=True, rust_timeout=50):
+        if path.exists():
+            return
+
+
+async def test_output_exit_code_and_errors_come_back(tmp_path: Path, calls: DetachedCalls) -> None:
+    done = await calls.run(job(tmp_path, "echo out; echo err >&2; exit 3"))
+    assert isinstance(done, Done)
+    assert (done.output, done.exit_code, done.ended_by) == (b"out\nerr\n", 3, "")
+
+
+async def test_a_job_that_ran_is_never_run_again(tmp_path: Path, calls: DetachedCalls) -> None:
+    first = await calls.run(job(tmp_path, "echo x >> effects; date +%N"))
+    second = await calls.run(job(tmp_path, "echo x >> effects; date +%N"))
+    assert first == second
+    assert (tmp_path / "work" / "effects").read_text() == "x\n"
+
+
+async def test_many_runners_of_one_job_run_it_once(tmp_path: Path, calls: DetachedCalls) -> None:
+    same = job(tmp_path, "echo x >> effects; sleep 0.1")
+    fates = await asyncio.gather(*(calls.run(same) for _ in range(5)))
+    assert all(isinstance(fate, Done) and fate.exit_code == 0 for fate in fates)
+    assert (tmp_path / "work" / "effects").read_text() == "x\n"
+
+
+async def test_a_runner_goes_on_when_its_waiter_goes_away(
+    tmp_path: Path, calls: DetachedCalls
+) -> None:
+    waiting = asyncio.create_task(calls.run(job(tmp_path, "touch begun; sleep 0.3; echo end")))
+    await until(tmp_path / "work" / "begun")
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    fate = await calls.adopt("call")
+    assert isinstance(fate, Done)
+    assert fate.output == b"end\n"
+
+
+async def test_a_call_nobody_began_is_known_as_such(calls: DetachedCalls) -> None:
+    assert await calls.adopt("unknown") == Never()
+
+
+async def test_a_dead_runner_takes_its_tool_along_and_is_in_doubt_until_decided(
+    tmp_path: Path, calls: DetachedCalls
+) -> None:
+    running = asyncio.create_task(
+        calls.run(job(tmp_path, "touch begun; sleep 1; echo x >> effects"))
+    )
+    await until(tmp_path / "work" / "begun")
+    os.kill(int((tmp_path / "calls" / "call.1.claim").read_text()), signal.SIGKILL)
+    assert await running == Died()
+    assert await calls.adopt("call") == Died()
+    again = await calls.run(job(tmp_path, "echo x >> effects"))
+    assert isinstance(again, Done)
+    assert (tmp_path / "work" / "effects").read_text() == "x\n"
+
+
+async def test_cancel_ends_a_running_call(tmp_path: Path, calls: DetachedCalls) -> None:
+    running = asyncio.create_task(calls.run(job(tmp_path, "echo a; touch begun; sleep 60")))
+    await until(tmp_path / "work" / "begun")
+    assert calls.cancel("call")
+    done = await running
+    assert isinstance(done, Done)
+    assert (done.ended_by, done.output) == ("cancelled", b"a\n")
+
+
+async def test_a_call_cancelled_before_it_began_does_not_run(
+    tmp_path: Path, calls: DetachedCalls
+) -> None:
+    assert not calls.cancel("call")
+    done = await calls.run(job(tmp_path, "touch effect"))
+    assert isinstance(done, Done)
+    assert (done.ended_by, done.exit_code) == ("cancelled", None)
+    assert not (tmp_path / "work" / "effect").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "ended_by"),
+    [
+        ("sleep 60", "timeout"),
+        ("tail /dev/zero", "memory"),
+        ("i=0; while [ $i -lt 9 ]; do head -c 9000000 /dev/zero > f$i; i=$((i+1)); done; sleep 9",
+         "disk"),
+    ],
+)  # fmt: skip
+async def test_a_call_over_its_bounds_is_ended(
+    tmp_path: Path, calls: DetachedCalls, command: str, ended_by: str
+) -> None:
+    done = await calls.run(job(tmp_path, command, timeout_s=3.0))
+    assert isinstance(done, Done)
+    assert done.ended_by == ended_by
+
+
+async def test_output_is_bounded_and_counted(tmp_path: Path, calls: DetachedCalls) -> None:
+    done = await calls.run(job(tmp_path, "head -c 40000000 /dev/zero"))
+    assert isinstance(done, Done)
+    assert done.output_bytes == 40_000_000
+    assert len(done.output) == 32 << 20
+
+
+async def test_forgetting_removes_every_trace(tmp_path: Path, calls: DetachedCalls) -> None:
+    await calls.run(job(tmp_path, "true"))
+    calls.forget("call")
+    assert list((tmp_path / "calls").iterdir()) == []
