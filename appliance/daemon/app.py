@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import secrets
+import signal
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from functools import partial
@@ -189,6 +190,9 @@ async def run_daemon(paths: Paths, config: Config, stop: asyncio.Event) -> None:
             background.create_task(_tell_inventory(prober, scheduler, configuration), name="gpu"),
             background.create_task(systemd.feed_watchdog(is_alive), name="watchdog"),
         ]
+        asyncio.get_running_loop().add_signal_handler(
+            signal.SIGHUP, lambda: background.create_task(configuration.reload_quietly())
+        )
         systemd.notify("READY=1", f"STATUS=serving on {paths.socket}")
         log.info("ready on %s, %d turns resumed", paths.socket, resumed)
         await stop.wait()
