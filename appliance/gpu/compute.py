@@ -33,7 +33,9 @@ PIPELINE_COPIES = 4
 """Copies of the graph's inputs when a model is split over cards (`GGML_SCHED_MAX_COPIES`)."""
 
 
-def compute_bytes(model: ModelShape, plan: PlanParams, homes: tuple[str, ...], uuid: str) -> int:
+def compute_bytes(
+    model: ModelShape, plan: PlanParams, homes: tuple[str, ...], uuid: str, *, is_pipelined: bool
+) -> int:
     """Bytes of the compute buffer on one device; 0 on a card without layers.
 
     `homes` is where each block and the output head are (`estimate.layer_devices`)."""
@@ -52,8 +54,18 @@ def compute_bytes(model: ModelShape, plan: PlanParams, homes: tuple[str, ...], u
         phases.append(_recurrence(model, blocks, plan))
     if homes[-1] == uuid:
         phases.append(_logits(model, plan) + 3 * row)
-    copies = PIPELINE_COPIES if _is_pipelined(plan, homes) else 1
-    return copies * inputs + (copies - 1) * row + max(phases)
+    return inputs + max(phases) + (pipeline_bytes(model, plan) if is_pipelined else 0)
+
+
+def is_pipelined(homes: tuple[str, ...]) -> bool:
+    """Split over several cards with nothing left on the host (`llama-context.cpp`)."""
+    return len(set(homes)) > 1 and HOST not in homes
+
+
+def pipeline_bytes(model: ModelShape, plan: PlanParams) -> int:
+    """What pipeline parallelism adds to each device: further copies of the graph's inputs."""
+    row = ubatch_tokens(plan) * model.n_embd * F32
+    return (PIPELINE_COPIES - 1) * (mask_bytes(model, plan) + row)
 
 
 def mask_bytes(model: ModelShape, plan: PlanParams) -> int:
@@ -121,8 +133,3 @@ def _logits(model: ModelShape, plan: PlanParams) -> int:
     if model.is_encoder:
         return 0
     return min(ubatch_tokens(plan), plan.outputs) * model.n_vocab * F32
-
-
-def _is_pipelined(plan: PlanParams, homes: tuple[str, ...]) -> bool:
-    """Split over several cards with nothing left on the host (`llama-context.cpp`)."""
-    return len(set(homes)) > 1 and HOST not in homes

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 
 from appliance.gpu.cache import cache_cells
 from appliance.gpu.calibration import Calibration
-from appliance.gpu.compute import compute_bytes
+from appliance.gpu.compute import compute_bytes, is_pipelined
 from appliance.gpu.ggml_types import KV_BLOCKS, row_bytes
 from appliance.gpu.types import (
     HOST,
@@ -52,8 +52,9 @@ def estimate(
     if homes[-1] != HOST:
         _add(terms[homes[-1]], Term.WEIGHTS, model.tied_bytes)
     _add(terms[HOST], Term.OUTPUT, output_bytes(model, plan))
+    pipelined = is_pipelined(homes)
     for uuid, on in terms.items():
-        _add(on, Term.COMPUTE, compute_bytes(model, plan, homes, uuid))
+        _add(on, Term.COMPUTE, compute_bytes(model, plan, homes, uuid, is_pipelined=pipelined))
         if uuid != HOST and uuid in homes:
             _add(on, Term.CONTEXT, calibration.context_bytes(uuid))
             _add(on, Term.POOL, pool_bytes(model, plan, homes, uuid))

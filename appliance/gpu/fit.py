@@ -19,6 +19,8 @@ from itertools import permutations
 
 from appliance.gpu.types import HOST, DeviceShare, Footprint, KvType, Layout
 
+IMPOSSIBLE = 1 << 60
+"""A footprint that answers this many bytes says: not in this layout, on no card of any size."""
 PERMUTED_CARDS = 3
 """Up to this many cards every order is tried, beyond only by falling and rising room."""
 
@@ -55,7 +57,10 @@ def fit_on_cards(
     is_packing: bool = True,
 ) -> Fit | None:
     """All layers on as few cards as possible; None when no choice of `cards` holds them."""
+    floor = _least_together(footprint, configuration)
     for candidate in _orders(room, cards, most_cards, is_packing):
+        if sum(room[uuid] for uuid in candidate) < floor:
+            continue
         fit = _fill(footprint, configuration, room, candidate, footprint.n_layers)
         if fit is not None:
             return fit
@@ -70,9 +75,11 @@ def fit_partly(
     *,
     most_cards: int,
 ) -> Fit | None:
-    """As many layers as go on cards, the rest on the host; None when not one layer does."""
+    """As many layers as go on cards, the rest on the host; None when not one layer does.
+
+    The roomiest cards dominate all others, so only their order is searched."""
     best: Fit | None = None
-    for candidate in _orders(room, cards, most_cards, False):
+    for candidate in _orders_of(sorted(cards, key=lambda u: (-room[u], u))[:most_cards], room):
         top = footprint.n_layers - 1
         low = best.gpu_layers if best else 0
 
@@ -110,6 +117,14 @@ def largest(low: int, high: int, holds: Callable[[int], bool]) -> int | None:
     return low
 
 
+def _least_together(footprint: Footprint, configuration: Configuration) -> int:
+    """What all cards together need at least: all on one card, as each further one only adds its
+    own overhead. 0 where the model cannot be on one card at all."""
+    layers = footprint.n_layers
+    on_one = footprint.bytes_by_device(_layout(configuration, (layers,), layers))[0]
+    return on_one if on_one < IMPOSSIBLE else 0
+
+
 def _orders(
     room: Mapping[str, int], cards: Sequence[str], most_cards: int, is_packing: bool
 ) -> Iterator[tuple[str, ...]]:
@@ -117,12 +132,25 @@ def _orders(
     by_room = sorted(cards, key=lambda uuid: (room[uuid], uuid))
     for count in range(1, min(most_cards, len(cards)) + 1):
         runs = [by_room[n : n + count] for n in range(len(by_room) - count + 1)]
+        seen: set[tuple[int, ...]] = set()
         for run in runs if is_packing else reversed(runs):
-            if count <= PERMUTED_CARDS:
-                yield from permutations(run)
-            else:
-                yield tuple(reversed(run))
-                yield tuple(run)
+            rooms = tuple(room[uuid] for uuid in run)
+            if rooms not in seen:
+                seen.add(rooms)
+                yield from _orders_of(run, room)
+
+
+def _orders_of(run: Sequence[str], room: Mapping[str, int]) -> Iterator[tuple[str, ...]]:
+    """Orders of these cards that differ in room; cards alike need no second try."""
+    seen: set[tuple[int, ...]] = set()
+    orders: Iterator[tuple[str, ...]] = iter((tuple(reversed(run)), tuple(run)))
+    if len(run) <= PERMUTED_CARDS:
+        orders = permutations(run)
+    for order in orders:
+        rooms = tuple(room[uuid] for uuid in order)
+        if rooms not in seen:
+            seen.add(rooms)
+            yield order
 
 
 def _fill(

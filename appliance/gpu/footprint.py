@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from appliance.gpu.calibration import Calibration
-from appliance.gpu.estimate import estimate
-from appliance.gpu.types import HOST, Estimate, Layout, ModelShape, PlanParams
+from appliance.gpu.compute import compute_bytes, pipeline_bytes
+from appliance.gpu.estimate import (
+    estimate,
+    kv_bytes,
+    layer_devices,
+    output_bytes,
+    pool_bytes,
+    state_bytes,
+)
+from appliance.gpu.types import (
+    HOST,
+    Estimate,
+    KvType,
+    LayerShape,
+    Layout,
+    ModelShape,
+    PlanParams,
+)
 
 MAX_SEQUENCES = 256
 """llama.cpp's limit (`LLAMA_MAX_SEQ`)."""
-MAX_REMEMBERED = 4096
-"""Layouts whose answer is kept; placement asks the same ones again and again."""
+MAX_TABLES = 512
+"""Configurations remembered; a search for a window asks some thirty."""
 
 
 def sequence_count(shape: ModelShape, slots: int) -> int:
@@ -22,10 +40,16 @@ def sequence_count(shape: ModelShape, slots: int) -> int:
 
 
 class ShapeFootprint:
-    """Bytes of a GGUF model in a layout. Remembers its answers; otherwise a pure function.
+    """Bytes of a GGUF model in a layout. Remembers its tables; otherwise a pure function.
 
     Before cards are chosen they have no names, so the context of the hungriest calibrated card
-    counts for each. `embeddings`: the model embeds whole texts in one batch."""
+    counts for each. `embeddings`: the model embeds whole texts in one batch.
+
+    Placement asks for thousands of splits of one configuration. So for each configuration the
+    per-layer bytes are summed once from the front (a run of layers is then one subtraction), and
+    the compute buffer, a maximum over the layers at hand, is taken over one layer of each sort
+    the model has: never less than `estimate` says, and the same where the sorts are spread evenly.
+    """
 
     def __init__(
         self,
@@ -37,12 +61,12 @@ class ShapeFootprint:
         n_ubatch: int = 512,
     ) -> None:
         known = calibration or Calibration()
-        worst = max(known.contexts.values(), default=known.context_bytes(""))
         self.shape = shape
-        self._calibration = Calibration(contexts={f"card{n}": worst for n in range(_CARDS)})
+        self._sorts = replace(shape, layers=_sorts(shape))
+        self._context_bytes = max(known.contexts.values(), default=known.context_bytes(""))
         self._is_embedding = embeddings or shape.is_encoder
         self._batches = (n_batch, n_ubatch)
-        self._answers: dict[Layout, tuple[int, ...]] = {}
+        self._tables: dict[tuple[int, int, KvType], _Table] = {}
 
     @property
     def n_layers(self) -> int:
@@ -69,19 +93,106 @@ class ShapeFootprint:
         )
 
     def estimate(self, layout: Layout) -> Estimate:
-        devices = tuple(f"card{n}" for n in range(len(layout.shares)))
-        return estimate(self.shape, self.params(layout, devices), self._calibration)
+        """The whole estimate of one layout, by term; cards are called card0, card1, ..."""
+        names = tuple(f"card{n}" for n in range(len(layout.shares)))
+        known = Calibration(contexts=dict.fromkeys(names, self._context_bytes))
+        return estimate(self.shape, self.params(layout, names), known)
 
     def bytes_by_device(self, layout: Layout) -> tuple[int, ...]:
-        known = self._answers.get(layout)
-        if known is None:
-            of = self.estimate(layout)
-            cards = (of.bytes_on(f"card{n}") for n in range(len(layout.shares)))
-            known = (*cards, of.bytes_on(HOST))
-            if len(self._answers) >= MAX_REMEMBERED:
-                self._answers.clear()
-            self._answers[layout] = known
-        return known
+        """Cards in order, then the host. `shares` are the numbers of layers on each card, as
+        placement has them; other weights are first turned into such numbers."""
+        counts = self._counts(layout)
+        table = self._table(layout)
+        at = self.n_layers - sum(counts)
+        is_pipelined = at == 0 and sum(1 for count in counts if count) > 1
+        on_host = table.run(0, at) + table.host[at > 0]
+        cards = []
+        for count in counts:
+            end = at + count
+            if count == 0:
+                cards.append(0)
+                continue
+            size = table.run(at, end) + table.card[at < self.n_layers - 1, end == self.n_layers]
+            if end == self.n_layers:
+                size += self.shape.tied_bytes
+            cards.append(size + (table.pipeline if is_pipelined else 0))
+            at = end
+        return (*cards, on_host + (table.pipeline if is_pipelined else 0))
+
+    def _counts(self, layout: Layout) -> tuple[int, ...]:
+        if sum(layout.shares) == layout.gpu_layers <= self.n_layers:
+            return tuple(int(share) for share in layout.shares)
+        names = tuple(f"card{n}" for n in range(len(layout.shares)))
+        homes = layer_devices(self.shape.n_layer, self.params(layout, names))
+        return tuple(homes.count(name) for name in names)
+
+    def _table(self, layout: Layout) -> _Table:
+        key = (layout.context_window, layout.slots, layout.kv_type)
+        table = self._tables.get(key)
+        if table is None:
+            if len(self._tables) >= MAX_TABLES:
+                self._tables.clear()
+            table = self._tables[key] = self._tabulate(layout)
+        return table
+
+    def _tabulate(self, layout: Layout) -> _Table:
+        plan = self.params(replace(layout, gpu_layers=0, shares=()), ())
+        per_sort = {
+            _sort(layer): kv_bytes(self.shape, layer, plan) + state_bytes(layer, plan)
+            for layer in self.shape.layers
+        }
+        sums = [0]
+        for layer in self.shape.layers:
+            sums.append(sums[-1] + layer.weight_bytes + per_sort[_sort(layer)])
+        sums.append(sums[-1] + self.shape.output_bytes)
+        return _Table(
+            sums=tuple(sums),
+            host={
+                has_blocks: self.shape.input_bytes
+                + output_bytes(self.shape, plan)
+                + self._scratch(plan, HOST, has_blocks, False)
+                for has_blocks in (True, False)
+            },
+            card={
+                (has_blocks, has_head): self._context_bytes
+                + self._scratch(plan, "card", has_blocks, has_head)
+                for has_blocks in (True, False)
+                for has_head in (True, False)
+            },
+            pipeline=pipeline_bytes(self._sorts, plan),
+            head=self._scratch(plan, HOST, True, True) - self._scratch(plan, HOST, True, False),
+        )
+
+    def _scratch(self, plan: PlanParams, uuid: str, has_blocks: bool, has_head: bool) -> int:
+        """Compute buffer and pool of a device with a layer of each sort, or the head, or both."""
+        sorts = len(self._sorts.layers)
+        homes = (uuid if has_blocks else "elsewhere",) * sorts
+        homes = (*homes, uuid if has_head else "elsewhere")
+        size = compute_bytes(self._sorts, plan, homes, uuid, is_pipelined=False)
+        return size if uuid == HOST else size + pool_bytes(self._sorts, plan, homes, uuid)
 
 
-_CARDS = 64
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """One configuration: `sums[n]` the bytes of the first n layers (the head is the last), and
+    what a device adds once, by what it has (blocks, or blocks and head)."""
+
+    sums: tuple[int, ...]
+    host: dict[bool, int]
+    card: dict[tuple[bool, bool], int]
+    pipeline: int
+    head: int
+    """What the head adds to the host's scratch when no card has it."""
+
+    def run(self, start: int, end: int) -> int:
+        extra = self.head if start == 0 and end == len(self.sums) - 1 else 0
+        return self.sums[end] - self.sums[start] + extra
+
+
+def _sort(layer: LayerShape) -> LayerShape:
+    """The layer without its weights: what its cache and its scratch depend on."""
+    return replace(layer, weight_bytes=0, expert_bytes=min(layer.expert_bytes, 1))
+
+
+def _sorts(shape: ModelShape) -> tuple[LayerShape, ...]:
+    return tuple(dict.fromkeys(_sort(layer) for layer in shape.layers))

@@ -250,3 +250,46 @@ def test_a_draft_block_is_neither_loaded_nor_cached(tmp_path: Path) -> None:
     assert shape.layers[-1].kind is LayerKind.NONE
     assert shape.layers[-1].weight_bytes == 0
     assert abs(shape.weight_bytes / MIB - float(found[1])) < 0.01
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> list[ModelShape]:
+    """One of each sort of layers: uniform, windowed, hybrid, experts, quantisable or not."""
+    folder = tmp_path_factory.mktemp("mixed")
+    names = ("llama-3.1-8b", "gemma-3-4b", "jamba-3b", "nemotron-h-8b", "deepseek-v2-lite")
+    return [read_shape(write(SKETCHES[name](), folder)) for name in names]
+
+
+@given(
+    which=st.integers(0, 4),
+    cuts=st.lists(st.integers(0, 60), min_size=1, max_size=3),
+    window=st.sampled_from([512, 4096, 20000]),
+    slots=st.integers(1, 6),
+    kv_type=st.sampled_from([KvType.F16, KvType.Q8_0]),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_footprint_is_never_below_the_estimate_and_hardly_above(
+    mixed: list[ModelShape],
+    which: int,
+    cuts: list[int],
+    window: int,
+    slots: int,
+    kv_type: KvType,
+) -> None:
+    shape = mixed[which]
+    footprint = ShapeFootprint(shape)
+    left, counts = footprint.n_layers, []
+    for cut in cuts:
+        counts.append(min(cut, left))
+        left -= counts[-1]
+    layout = Layout(window, slots, kv_type, sum(counts), tuple(map(float, counts)))
+    fast = footprint.bytes_by_device(layout)
+    slow = footprint.estimate(layout)
+    names = [*(f"card{n}" for n in range(len(counts))), HOST]
+    whole = footprint.bytes_by_device(Layout(window, slots, kv_type, footprint.n_layers, (1.0,)))
+    for size, name in zip(fast, names, strict=True):
+        assert slow.bytes_on(name) <= size <= slow.bytes_on(name) + max(96 * MIB, 0.1 * sum(whole))
+    if which == 0:
+        assert list(fast) == [slow.bytes_on(name) for name in names], "uniform layers: the same"
+    if left == 0:
+        assert sum(fast) >= whole[0], "splitting never needs less: what pruning relies on"
