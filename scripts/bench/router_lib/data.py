@@ -1,4 +1,4 @@
-"""Outcome sets as arrays: texts, features, right or wrong of both sides, folds that split honestly."""
+"""Outcome sets as arrays: texts, features, marks of both sides, and folds that split honestly."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _NOT_WORD = re.compile(r"[^a-z0-9]+")
 @dataclass
 class Outcomes:
     """One set. `answers` is empty where nothing of a local answer is known. `weak` and `strong`
-    are NaN where the file does not say (a file to be scored need not). `weak_peers` and
-    `strong_peers` are the mean marks of the further models nearer to either in accuracy (or the
-    marks themselves where there are none): one model's mark is a noisy sign of how hard a question
-    is, several are a better one. They are used to learn from, never to score with."""
+    are NaN where the file does not say (a file to be scored need not). `strong_peers` are the
+    mean marks of the further models of the strong one's kind (or its own where there are none):
+    one model's mark is a noisy sign of how hard a question is, several are a better one. They are
+    used to learn from, never to score with."""
 
     name: str
     ids: list[str]
@@ -37,7 +37,6 @@ class Outcomes:
     gold: np.ndarray
     shape: np.ndarray
     sketch: np.ndarray
-    weak_peers: np.ndarray
     strong_peers: np.ndarray
     answers: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
 
@@ -63,7 +62,6 @@ def load(path: Path) -> Outcomes:
         rows = list(csv.DictReader(lines))
     features = [read(row["prompt"]) for row in rows]
     weak, strong = _numbers(rows, "weak"), _numbers(rows, "strong")
-    weak_peers, strong_peers = _peers(rows, weak, strong)
     return Outcomes(
         name=path.name.split(".")[0],
         ids=[row["query_id"] for row in rows],
@@ -72,8 +70,7 @@ def load(path: Path) -> Outcomes:
         stems=np.array([_stem(row["prompt"]) for row in rows]),
         weak=weak,
         strong=strong,
-        weak_peers=weak_peers,
-        strong_peers=strong_peers,
+        strong_peers=_strong_peers(rows, weak, strong),
         gold=np.array([row.get("gold1500") == "1" for row in rows]),
         shape=np.stack([each.shape for each in features]).astype(np.float64),
         sketch=np.stack([each.sketch for each in features]).astype(np.float64),
@@ -94,17 +91,12 @@ def _numbers(rows: list[dict[str, str]], column: str) -> np.ndarray:
     return np.array([float(row[column]) if row.get(column) else np.nan for row in rows])
 
 
-def _peers(
-    rows: list[dict[str, str]], weak: np.ndarray, strong: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _strong_peers(rows: list[dict[str, str]], weak: np.ndarray, strong: np.ndarray) -> np.ndarray:
+    """Mean mark of the models nearer to the strong one in accuracy than to the weak one."""
     columns = [_numbers(rows, name) for name in rows[0] if name.startswith("acc_")]
     middle = (np.nanmean(weak) + np.nanmean(strong)) / 2 if columns else 0.0
-    low = [each for each in columns if np.nanmean(each) < middle]
     high = [each for each in columns if np.nanmean(each) >= middle]
-    return (
-        np.nanmean(low, axis=0) if low else weak,
-        np.nanmean(high, axis=0) if high else strong,
-    )
+    return np.nanmean(high, axis=0) if high else strong
 
 
 def _answers(rows: list[dict[str, str]]) -> np.ndarray:

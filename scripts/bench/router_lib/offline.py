@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from router_lib.data import Outcomes
 
 from appliance.router.features import SHAPE_SIZE
+from router_lib.data import Outcomes
 
 ENOUGH_LABELS = 150
 _SEED = 20
@@ -61,12 +61,10 @@ PEERS = 0.5
 
 
 def _target(each: Outcomes, stage: str) -> np.ndarray:
-    """The gain to learn, part of it taken from the pair's peers. After generation the weak
-    model's own mark is what its answer tells of, and stays as it is."""
-    strong = (1 - PEERS) * each.strong + PEERS * each.strong_peers
-    if stage == Stage.AFTER:
-        return strong - each.weak
-    return strong - (1 - PEERS) * each.weak - PEERS * each.weak_peers
+    """The gain to learn. After generation, half of the strong side's mark comes from its peers;
+    before it, mixing in peers was measured to help maths and to hurt tool calls, and is left."""
+    peers = PEERS if stage == Stage.AFTER else 0.0
+    return (1 - peers) * each.strong + peers * each.strong_peers - each.weak
 
 
 def _teachers(
@@ -97,7 +95,7 @@ def _inputs(each: Outcomes, stage: str, centre: np.ndarray, spread: np.ndarray) 
         return np.concatenate([*question, each.sketch * 0.4], axis=1)
     answer = _standard(np.concatenate([each.answers, _around(each, shape)], axis=1))
     parts = [answer / np.sqrt(answer.shape[1]) * 1.5, _waves(answer, 128) * 1.2]
-    return np.concatenate([*parts, *(part * 0.8 for part in question), each.sketch * 0.3], axis=1)
+    return np.concatenate([*parts, *(part * 0.5 for part in question), each.sketch * 0.1], axis=1)
 
 
 def _waves(values: np.ndarray, count: int, length: float = 1.0) -> np.ndarray:

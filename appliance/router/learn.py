@@ -1,0 +1,203 @@
+"""From what became of a step to what the score knows: outcomes, credit, replay, drift, bytes.
+
+The daemon keeps every `Outcome` in an append-only table (`to_json`), and now and then a snapshot of
+the learner (`to_bytes`). The snapshot is a cache: replaying the outcomes from the first on gives
+the same numbers. An outcome holds the step's features, not its text.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from appliance.router.score import SIZE, Deviation, Prior, Scorer, Vector, history_keys
+from appliance.router.types import Place, StepFacts, TargetFacts
+from appliance.types import Json
+
+MAX_PROPENSITY_WEIGHT: Final = 5.0
+"""An explored outcome counts at most this much more than a usual one: unbounded inverse
+propensities would let one lucky draw outweigh a day."""
+
+DRIFT_SLACK: Final = 0.03
+DRIFT_LIMIT: Final = 8.0
+FORGET_SHARE: Final = 0.2
+_FORMAT: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """What was seen after a step; None where nothing was. Strongest first."""
+
+    tests_passed: bool | None = None
+    user_overrode: bool = False
+    """The user threw the answer away, undid it, or sent the step elsewhere."""
+    user_retried: bool = False
+    tool_failed: bool | None = None
+    escalated: bool = False
+    judge: float | None = None
+    finished: bool = False
+    """The turn ended with nothing against it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One step's end, as the learner takes it: `right` in 0..1, `weight` its reliability."""
+
+    inputs: Vector
+    place: Place
+    model: str
+    keys: tuple[str, ...]
+    right: float
+    weight: float
+    propensity: float = 1.0
+
+    def to_json(self) -> dict[str, Json]:
+        packed = self.inputs.astype(np.float16).tobytes()
+        return {
+            "inputs": base64.b64encode(packed).decode("ascii"),
+            "place": self.place.value,
+            "model": self.model,
+            "keys": list(self.keys),
+            "right": self.right,
+            "weight": self.weight,
+            "propensity": self.propensity,
+        }
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Json]) -> Outcome:
+        """Raises ValueError where the features are of another version's size."""
+        packed = np.frombuffer(base64.b64decode(body["inputs"]), np.float16)
+        if len(packed) != SIZE:
+            raise ValueError(f"an outcome of {len(packed)} features; this version has {SIZE}")
+        return cls(
+            inputs=packed.astype(np.float64),
+            place=Place(body["place"]),
+            model=body["model"],
+            keys=tuple(body["keys"]),
+            right=body["right"],
+            weight=body["weight"],
+            propensity=body["propensity"],
+        )
+
+
+def credit(signals: Signals) -> tuple[float, float] | None:
+    """(right, weight) of the strongest signal; None when nothing was seen. Tests and people count
+    above a judge, and silence counts little."""
+    if signals.tests_passed is not None:
+        return float(signals.tests_passed), 1.0
+    if signals.user_overrode:
+        return 0.0, 1.0
+    if signals.user_retried:
+        return 0.0, 0.7
+    if signals.escalated:
+        return 0.0, 0.5
+    if signals.tool_failed:
+        return 0.0, 0.4
+    if signals.judge is not None:
+        return min(1.0, max(0.0, signals.judge)), 0.3
+    return (1.0, 0.2) if signals.finished or signals.tool_failed is False else None
+
+
+def outcome_of(
+    scorer: Scorer, step: StepFacts, target: TargetFacts, propensity: float, signals: Signals
+) -> Outcome | None:
+    """The outcome of a step that ran at `target`; None where nothing was learned."""
+    credited = credit(signals)
+    if credited is None:
+        return None
+    right, weight = credited
+    inputs = scorer.inputs(step).astype(np.float16).astype(np.float64)
+    keys = history_keys(step, target.place)
+    return Outcome(inputs, target.place, target.name, keys, right, weight, propensity)
+
+
+class Learner:
+    """The scorer and the watch over its errors. One owner; not for several threads."""
+
+    def __init__(self, prior: Prior) -> None:
+        self.scorer = Scorer(prior)
+        self.drift = {place: Drift() for place in Place}
+
+    def learn(self, outcome: Outcome) -> None:
+        """Take in one outcome. A run of errors beyond what the past explains widens the side's
+        uncertainty, so that new work is learned at the speed of the first hundred outcomes."""
+        place = outcome.place
+        expected = self.scorer.base[place] + self.scorer.sides[place].mean(outcome.inputs)
+        weight = outcome.weight * min(1.0 / outcome.propensity, MAX_PROPENSITY_WEIGHT)
+        keys = (*outcome.keys, f"model/{outcome.model}")
+        self.scorer.learn(outcome.inputs, place, keys, outcome.right, weight)
+        self.drift[place] = self.drift[place].after((outcome.right - expected) * outcome.weight)
+        if self.drift[place].is_over:
+            self.scorer.sides[place].widen(FORGET_SHARE)
+            self.drift[place] = Drift()
+
+    def replay(self, outcomes: Iterable[Outcome]) -> None:
+        """Take in many, oldest first: rebuilds the learner from the table of outcomes."""
+        for outcome in outcomes:
+            self.learn(outcome)
+
+    def to_bytes(self) -> bytes:
+        """A snapshot; `from_bytes` restores it (covariances are kept in single precision)."""
+        scorer = self.scorer
+        names = json.dumps(
+            {
+                "format": _FORMAT,
+                "prior": scorer.prior.version,
+                "outcomes": scorer.outcomes,
+                "deviations": {k: [v.total, v.weight] for k, v in scorer.deviations.items()},
+                "drift": {p.value: [d.high, d.low] for p, d in self.drift.items()},
+            }
+        )
+        out = io.BytesIO()
+        np.savez_compressed(
+            out,
+            names=np.array(names),
+            local=scorer.sides[Place.LOCAL].weights,
+            cloud=scorer.sides[Place.CLOUD].weights,
+            local_covariance=scorer.sides[Place.LOCAL].covariance.astype(np.float32),
+            cloud_covariance=scorer.sides[Place.CLOUD].covariance.astype(np.float32),
+        )
+        return out.getvalue()
+
+    @classmethod
+    def from_bytes(cls, body: bytes, prior: Prior) -> Learner:
+        """Raises ValueError when the snapshot is of another format or prior: replay instead."""
+        learner = cls(prior)
+        scorer = learner.scorer
+        with np.load(io.BytesIO(body), allow_pickle=False) as found:
+            names = json.loads(str(found["names"]))
+            if names["format"] != _FORMAT or names["prior"] != prior.version:
+                raise ValueError("a snapshot of other parameters; replay the outcomes instead")
+            for place in Place:
+                scorer.sides[place].weights = found[place.value].copy()
+                covariance = found[f"{place.value}_covariance"].astype(np.float64)
+                scorer.sides[place].covariance = (covariance + covariance.T) / 2
+        scorer.outcomes = names["outcomes"]
+        scorer.deviations = {key: Deviation(*pair) for key, pair in names["deviations"].items()}
+        learner.drift = {Place(key): Drift(*pair) for key, pair in names["drift"].items()}
+        return learner
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Page-Hinkley test on signed errors: sums of what exceeds the slack, either way."""
+
+    high: float = 0.0
+    low: float = 0.0
+
+    def after(self, error: float) -> Drift:
+        return replace(
+            self,
+            high=max(0.0, self.high + error - DRIFT_SLACK),
+            low=max(0.0, self.low - error - DRIFT_SLACK),
+        )
+
+    @property
+    def is_over(self) -> bool:
+        return max(self.high, self.low) > DRIFT_LIMIT
