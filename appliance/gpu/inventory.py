@@ -147,7 +147,7 @@ class Prober:
         if self._pending is None:
             if not self._is_open and self._clock.monotonic() < self._retry_at_s:
                 return None
-            self._pending = self._thread.submit(self._is_open)
+            self._pending = self._thread.submit(self._is_open and not self._must_reopen())
         waiting = asyncio.wrap_future(self._pending)
         try:
             reading = await asyncio.wait_for(asyncio.shield(waiting), self._call_limit_s)
@@ -162,8 +162,18 @@ class Prober:
             self._fail(str(error))
             return None
         self._pending = None
-        self._is_open = True
+        if not self._is_open:
+            self._is_open = True
+            self._retry_at_s = self._clock.monotonic() + self._reopen_s
         return reading
+
+    def _must_reopen(self) -> bool:
+        """A lost card comes back, if ever, only to a driver that is initialised again."""
+        if self._clock.monotonic() < self._retry_at_s:
+            return False
+        is_lost = any(card.health is Health.LOST for card in self._cards)
+        self._is_open = self._is_open and not is_lost
+        return is_lost
 
     def _fail(self, reason: str) -> None:
         if reason != self._error:
@@ -201,6 +211,9 @@ class _NvmlThread:
             is_open, future = asked
             try:
                 if not is_open:
+                    if opened:
+                        self._session.close()
+                    opened = False
                     self._session.open()
                     opened = True
                 future.set_result(self._session.read())

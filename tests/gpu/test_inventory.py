@@ -217,3 +217,21 @@ async def test_a_consumer_sees_the_newest_snapshot_not_a_backlog(fake_nvml: Fake
         for _ in range(3):
             await watch.probe()
         assert (await anext(stream)).gpus[0].used_bytes == 900 * MIB
+
+
+async def test_a_lost_card_is_looked_for_again_with_the_driver_initialised_anew(
+    fake_nvml: FakeNvml,
+) -> None:
+    fake_nvml.gpu(0, err=15)
+    fake_nvml.gpu(1)
+    fake_nvml.write()
+    clock = VirtualClock()
+    async with prober(clock=clock) as watch:
+        assert [card.is_usable for card in watch.latest.gpus] == [False, True]
+        fake_nvml.driver = "581.20"
+        fake_nvml.write()
+        clock.advance_to(29.0)
+        assert (await watch.probe()).driver_version == "580.10"
+        clock.advance_to(31.0)
+        seen = await until(watch, lambda now: now.driver_version == "581.20")
+    assert [card.is_usable for card in seen.gpus] == [False, True]
