@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from appliance.clock import new_id
 from appliance.engines.base import EngineFacts, InstanceState
 from appliance.engines.llamacpp import codec, frames
 from appliance.engines.llamacpp.params import LlamaCppParams
@@ -59,7 +60,7 @@ class LlamaCppEngine:
         self._facts = EngineFacts(params.context_window, params.slots)
         self._child: ChildProcess | None = None
         self._writer: asyncio.StreamWriter | None = None
-        self._tasks: asyncio.TaskGroup | None = None
+        self._supervision: asyncio.Task[None] | None = None
         self._streams: dict[str, asyncio.Queue[Frame]] = {}
         self._ready: asyncio.Future[Frame] | None = None
         self._failed: asyncio.Future[str] | None = None
@@ -213,11 +214,7 @@ class LlamaCppEngine:
             await self._child.start()
         reader, self._writer = await asyncio.open_connection(sock=ours)
         self._heard_s = asyncio.get_running_loop().time()
-        self._tasks = asyncio.TaskGroup()
-        await self._tasks.__aenter__()
-        self._tasks.create_task(self._read(reader))
-        self._tasks.create_task(self._watch_exit())
-        self._tasks.create_task(self._watch_progress())
+        self._supervision = asyncio.create_task(self._supervise(reader))
         await self._send({"type": "load", "params": self._params.to_json()})
 
     async def _end(self, grace_s: float) -> None:
@@ -234,12 +231,19 @@ class LlamaCppEngine:
         if self._writer is not None:
             self._writer.close()
         self._fail_streams({"type": "ended", "reason": "the instance was stopped"})
-        if self._tasks is not None:
-            await self._tasks.__aexit__(None, None, None)
-            self._tasks = None
+        if self._supervision is not None:
+            await self._supervision
         if self._failed is not None and not self._failed.done():
             self._failed.cancel()
         self._state = ending
+
+    async def _supervise(self, reader: asyncio.StreamReader) -> None:
+        """Ends when the child is gone. A task of its own (its parent is this engine, which awaits
+        it in `_end`), because an instance may be entered by one task and left by another."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._read(reader))
+            tasks.create_task(self._watch_exit())
+            tasks.create_task(self._watch_progress())
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         decoder = frames.FrameDecoder()
@@ -255,8 +259,10 @@ class LlamaCppEngine:
             try:
                 for frame in decoder.feed(data):
                     self._dispatch(frame)
-            except frames.FrameError as error:
-                self._fail(f"the worker sent nonsense: {error}")
+            except (frames.FrameError, KeyError, TypeError, ValueError) as error:
+                self._fail(f"the worker sent nonsense: {error!r}")
+                assert self._child is not None
+                self._child.kill()
                 return
 
     def _dispatch(self, frame: Frame) -> None:
@@ -292,14 +298,15 @@ class LlamaCppEngine:
         """Ping an idle worker, and kill one that says nothing though it has something to do."""
         loop = asyncio.get_running_loop()
         assert self._child is not None
+        ping_after_s = min(PING_INTERVAL_S, self._params.stall_timeout_s / 3)
         while self._child.returncode is None:
             await asyncio.sleep(min(1.0, self._params.stall_timeout_s / 4))
             quiet_s = loop.time() - self._heard_s
             if self._state is InstanceState.STARTING:
                 continue
-            if quiet_s > PING_INTERVAL_S:
+            if quiet_s > ping_after_s:
                 self._post({"type": "ping"})
-            if quiet_s > PING_INTERVAL_S + self._params.stall_timeout_s or (
+            if quiet_s > ping_after_s + self._params.stall_timeout_s or (
                 self._streams and quiet_s > self._params.stall_timeout_s
             ):
                 self._fail(f"the worker showed no progress for {quiet_s:.0f} s")
@@ -352,7 +359,7 @@ class LlamaCppEngine:
 
     async def _ask(self, frame: Frame) -> Frame:
         """Send a question and return its answer; raises what the worker refuses with."""
-        request_id = f"ask-{id(frame)}"
+        request_id = new_id("ask")
         stream = self._open(request_id)
         try:
             await self._send(frame | {"id": request_id})

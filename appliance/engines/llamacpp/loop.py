@@ -14,6 +14,7 @@ from appliance.engines.llamacpp.binding import Adapter, Batch, Context, Model
 from appliance.engines.llamacpp.generation import Generation, now_s
 from appliance.engines.llamacpp.kv_cache import KvCache
 from appliance.engines.llamacpp.planner import Pace, Runnable, StepPlan, plan_step
+from appliance.engines.llamacpp.said import Said
 from appliance.engines.llamacpp.sampling import Sampler, logprob_of, settle
 from appliance.errors import ApplianceError, DeadlineExceeded, EngineError
 from appliance.types import Completion, Delta, Progress, StopReason
@@ -43,6 +44,7 @@ class Loop:
         slots: int,
         step_tokens: int,
         adapters: dict[str, Adapter],
+        said: Said,
         sink: Sink,
     ) -> None:
         self._model = model
@@ -52,6 +54,7 @@ class Loop:
         self._step_tokens = step_tokens
         self._pace = Pace()
         self._adapters = adapters
+        self._said = said
         self._adapter: str | None = None
         self._sink = sink
         self._cache = cache
@@ -242,9 +245,22 @@ class Loop:
             self._fail(generation, error)
             return
         self._leave(generation)
+        self._remember(generation, completion)
         if deltas:
             self._sink.deltas(generation.request.request_id, deltas)
         self._sink.done(generation.request.request_id, completion)
+
+    def _remember(self, generation: Generation, completion: Completion) -> None:
+        """Keep the tokens of an answer that is plain text, whole."""
+        tokens = generation.tokens[generation.prompt_tokens :]
+        vocab = self._model.vocab
+        if tokens and tokens[-1] in vocab.end_ids:
+            tokens.pop()
+        if not tokens or not vocab.control_ids.isdisjoint(tokens):
+            return
+        text = b"".join(map(vocab.piece, tokens)).decode("utf-8", "replace")
+        if text == completion.message.text:
+            self._said.remember(text, tokens)
 
     def _fail(self, generation: Generation, error: ApplianceError) -> None:
         if generation in self._waiting:

@@ -15,8 +15,9 @@ from functools import cached_property
 from appliance.engines.chat.constraint import Constraint, ConstraintFactory
 from appliance.engines.chat.parser import OutputParser
 from appliance.engines.chat.template import ChatTemplate
-from appliance.engines.chat.turnplan import plan
+from appliance.engines.chat.turnplan import ChatPlan, plan
 from appliance.engines.llamacpp.prefix import common_length
+from appliance.engines.llamacpp.said import Said
 from appliance.engines.llamacpp.vocab import Vocab
 from appliance.errors import PromptTooLong
 from appliance.types import GenerateRequest, Message, Role, ToolSpec, text_message
@@ -46,11 +47,14 @@ class Preparer:
         self._template = template
         self._window = window
         self._makes_checkpoints = makes_checkpoints
+        self.said = Said()
 
     def prepare(self, request: GenerateRequest) -> Prepared:
         """Raises `BadRequest` and `PromptTooLong`; never cuts a prompt."""
         planned = plan(self._template, request, today=date.today())
-        tokens = self._vocab.tokenise_segments(planned.segments, adds_bos=planned.adds_bos)
+        tokens = self._vocab.tokenise_segments(
+            planned.segments, adds_bos=planned.adds_bos, said=self.said
+        )
         if len(tokens) >= self._window:
             raise PromptTooLong(
                 f"prompt is too long: {len(tokens)} tokens > {self._window - 1} maximum",
@@ -76,7 +80,9 @@ class Preparer:
         """Prompt tokens of these messages and tools, generation prompt included."""
         request = GenerateRequest("count", tuple(messages), tuple(tools))
         planned = plan(self._template, request, today=date.today())
-        tokens = self._vocab.tokenise_segments(planned.segments, adds_bos=planned.adds_bos)
+        tokens = self._vocab.tokenise_segments(
+            planned.segments, adds_bos=planned.adds_bos, said=self.said
+        )
         return len(tokens)
 
     def text(self, text: str) -> tuple[int, ...]:
@@ -86,6 +92,11 @@ class Preparer:
             raise PromptTooLong(f"text is too long: {len(tokens)} tokens > {self._window} maximum")
         # A text without tokens has no vector; the model's end token stands for it.
         return tokens or (max(self._vocab.eos, 0),)
+
+    def _tokens(self, planned: ChatPlan) -> list[int]:
+        return self._vocab.tokenise_segments(
+            planned.segments, adds_bos=planned.adds_bos, said=self.said
+        )
 
     @cached_property
     def _constraints(self) -> ConstraintFactory:
@@ -99,6 +110,8 @@ class Preparer:
             return 0
         other = replace(request, messages=(*system, text_message(Role.USER, "?")))
         planned = plan(self._template, other, today=date.today())
-        others = self._vocab.tokenise_segments(planned.segments, adds_bos=planned.adds_bos)
+        others = self._vocab.tokenise_segments(
+            planned.segments, adds_bos=planned.adds_bos, said=self.said
+        )
         # One less: text that follows may still merge with the last token.
         return max(0, common_length(others, tokens) - 1)

@@ -11,6 +11,7 @@ from typing import Any, Final
 import llama_cpp as lib
 
 from appliance.engines.chat.marks import Segment
+from appliance.engines.llamacpp.said import Said
 
 MAX_PIECE_BYTES: Final = 512
 
@@ -56,14 +57,16 @@ class Vocab:
         return [self.piece(token) for token in range(self.size)]
 
     @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """Tokens that a text must not be read as, and that are no text."""
+        control = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        attributes = lib.llama_vocab_get_attr
+        return frozenset(t for t in range(self.size) if attributes(self.handle, t) & control)
+
+    @cached_property
     def control_pattern(self) -> re.Pattern[str]:
         """Matches the text of any control token, the longest first."""
-        control = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
-        texts = {
-            self.text_of(token)
-            for token in range(self.size)
-            if lib.llama_vocab_get_attr(self.handle, token) & control
-        }
+        texts = {self.text_of(token) for token in self.control_ids}
         longest_first = sorted(filter(None, texts), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
@@ -82,11 +85,27 @@ class Vocab:
                 return list(tokens[:count])
             room = -count
 
-    def tokenise_segments(self, segments: Sequence[Segment], *, adds_bos: bool) -> list[int]:
-        """Tokens of a prompt, control tokens read in trusted segments only; see `runs`."""
+    def tokenise_segments(
+        self, segments: Sequence[Segment], *, adds_bos: bool, said: Said
+    ) -> list[int]:
+        """Tokens of a prompt: control tokens read in trusted segments only (see `runs`), the
+        model's own earlier answers as it spelled them (see `said.py`)."""
         tokens: list[int] = []
         if adds_bos and self.adds_bos and self.bos >= 0:
             tokens.append(self.bos)
+        between: list[Segment] = []
+        for segment in segments:
+            known = None if segment.trusted else said.tokens_of(segment.text)
+            if known is None:
+                between.append(segment)
+                continue
+            tokens += self._tokenise_runs(between)
+            tokens += known
+            between = []
+        return tokens + self._tokenise_runs(between)
+
+    def _tokenise_runs(self, segments: Sequence[Segment]) -> list[int]:
+        tokens: list[int] = []
         for text, parse_special in runs(segments, self.control_pattern):
             tokens += self.tokenise(text, parse_special=parse_special)
         return tokens

@@ -34,6 +34,7 @@ from appliance.engines.llamacpp.parked_file import model_key
 from appliance.engines.llamacpp.parking import ParkingLot
 from appliance.engines.llamacpp.preparing import Preparing, Reply, Texts
 from appliance.engines.llamacpp.prompt import Preparer
+from appliance.engines.llamacpp.said import Said
 from appliance.engines.llamacpp.sequences import MemoryKind
 from appliance.errors import ModelBroken
 
@@ -157,7 +158,7 @@ def sequence_count(params: LlamaCppParams, model: Model) -> int:
     return min(2 * params.slots + 2, MAX_SEQUENCES)
 
 
-def make_work(params: LlamaCppParams, loaded: Loaded, reporter: Reporter) -> Work:
+def make_work(params: LlamaCppParams, loaded: Loaded, said: Said, reporter: Reporter) -> Work:
     model, context = loaded.model, loaded.context
     sequences = sequence_count(params, model)
     if params.embeddings:
@@ -176,6 +177,7 @@ def make_work(params: LlamaCppParams, loaded: Loaded, reporter: Reporter) -> Wor
         slots=params.slots,
         step_tokens=params.ubatch_tokens,
         adapters=loaded.adapters,
+        said=said,
         sink=reporter,
     )
 
@@ -221,13 +223,13 @@ def main() -> int:
         channel.send({"type": "broken", "error": ModelBroken(str(error)).to_json()})
         return 1
     reporter = Reporter(channel)
-    work = make_work(params, loaded, reporter)
     preparer = Preparer(
         loaded.model.vocab,
         loaded.template,
         window=min(params.context_window, loaded.context.cells),
         makes_checkpoints=loaded.model.is_recurrent or loaded.model.window_cells > 0,
     )
+    work = make_work(params, loaded, preparer.said, reporter)
     preparing = Preparing(
         preparer, adapters=loaded.adapters, embeds=params.embeddings, wake=channel.wake
     )

@@ -28,15 +28,18 @@ pytestmark = pytest.mark.model
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> LlamaCppParams:
     pytest.importorskip("llama_cpp")
     path = tiny_models.llama(tmp_path_factory.mktemp("models") / "tiny.gguf")
-    return LlamaCppParams(path, context_window=512, slots=2, stall_timeout_s=1.0)
+    # Long enough a window that no answer ends before its worker is hit.
+    return LlamaCppParams(path, context_window=16_384, slots=1, stall_timeout_s=1.0)
 
 
 async def killed_mid_stream(engine: LlamaCppEngine, number: signal.Signals) -> EngineError:
     """Signal the worker after the first delta; the error the stream ends with."""
     assert engine.pid is not None
+    signalled = False
     try:
-        async for delta in engine.generate(ask("Hello", max_tokens=10_000, temperature=1.0)):
-            if isinstance(delta, TextDelta):
+        async for delta in engine.generate(ask("Hello", max_tokens=16_000, temperature=1.0)):
+            if isinstance(delta, TextDelta) and not signalled:
+                signalled = True
                 os.kill(engine.pid, number)
     except EngineError as error:
         return error

@@ -11,6 +11,7 @@ import pytest
 
 from appliance.engines.llamacpp.engine import LlamaCppEngine
 from appliance.engines.llamacpp.params import LlamaCppParams
+from appliance.engines.llamacpp.said import MAX_TOKENS_KEPT, Said
 from appliance.types import (
     Completion,
     GenerateRequest,
@@ -52,7 +53,9 @@ def tiny(tmp_path: Path) -> LlamaCppParams:
 
 
 def turn(*texts: str, max_tokens: int = 12, **fields: object) -> GenerateRequest:
-    """A conversation: system prompt, then user and assistant by turns."""
+    """A conversation: system prompt, then user and assistant by turns. Random weights would say
+    half characters; only printable ones may be drawn, so that an answer is its own text again."""
+    fields.setdefault("logit_bias", dict.fromkeys(tiny_models.unprintable(), -1000.0))
     roles = [Role.USER, Role.ASSISTANT]
     messages: tuple[Message, ...] = (text_message(Role.SYSTEM, SYSTEM),)
     messages += tuple(text_message(roles[n % 2], text) for n, text in enumerate(texts))
@@ -64,7 +67,7 @@ async def answer(engine: LlamaCppEngine, request: GenerateRequest) -> Completion
 
 
 async def alone(params: LlamaCppParams, request: GenerateRequest) -> Completion:
-    """The same question to a worker that has seen nothing."""
+    """The same question to a worker that keeps nothing."""
     fresh = dataclasses.replace(params, park_dir=None, park_ram_bytes=0)
     async with LlamaCppEngine(fresh) as engine:
         return await answer(engine, request)
@@ -201,6 +204,17 @@ async def test_half_a_character_at_the_end_of_an_answer_is_replaced(
     (block,) = completion.message.blocks
     assert isinstance(block, TextBlock)
     assert set(block.text) == {"�"}
+
+
+def test_what_the_model_said_is_found_until_too_much_was_said() -> None:
+    said = Said()
+    said.remember("hello", [1, 2])
+    said.remember("hello", [3])
+    assert said.tokens_of("hello") == (3,)
+    assert said.tokens_of("hell") is None
+    said.remember("long", range(MAX_TOKENS_KEPT))
+    assert said.tokens_of("hello") is None
+    assert said.tokens_of("long") is not None
 
 
 async def test_embeddings_are_unit_vectors_in_order(tiny: LlamaCppParams) -> None:

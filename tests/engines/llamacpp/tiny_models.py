@@ -36,6 +36,12 @@ def tokens() -> tuple[list[bytes], list[float], list[int]]:
     )
 
 
+def unprintable() -> list[int]:
+    """Every token that is not one printable character."""
+    texts, _, kinds = tokens()
+    return [n for n, text in enumerate(texts) if len(text) != 1 or kinds[n] != 1]
+
+
 def _writer(path: Path, arch: str, *, window: int) -> gguf.GGUFWriter:
     writer = gguf.GGUFWriter(path, arch)
     writer.add_context_length(window)
