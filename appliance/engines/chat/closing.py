@@ -11,7 +11,7 @@ valid, and the constraint only needs to know *one* way that fits.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,11 +34,13 @@ _FEW_LETTERS = 6
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What is known of a grammar's ends: `exits` are tried wherever there is a choice (closing
-    tags), `endings` inside strings (the rest of an example for each pattern), `controls` where
-    only control tokens may come."""
+    """What is known of a grammar's ends: `exits` are tried wherever there is a choice (the end of a
+    raw string), `outside` only outside strings (a closing tag rather than one more argument),
+    `endings` inside strings (the rest of an example for each pattern), `controls` where only
+    control tokens may come."""
 
     exits: tuple[bytes, ...] = ()
+    outside: tuple[bytes, ...] = ()
     endings: tuple[bytes, ...] = ()
     controls: tuple[int, ...] = ()
 
@@ -83,10 +85,8 @@ def _next_step(
     if not allowed:
         return [token for token in hints.controls if mask[token >> 5] >> (token & 31) & 1][:1]
     in_string = _is_string(allowed)
-    texts: Iterable[bytes] = hints.exits
-    if in_string:
-        texts = (*hints.exits, b'"', *hints.endings)
-    for text in texts:
+    texts = (b'"', *hints.endings) if in_string else hints.outside
+    for text in (*hints.exits, *texts):
         if text[0] in allowed and walker.validate_tokens(vocabulary.virtual(text)) == len(text):
             uses[:] = [0] * 256
             return [text]

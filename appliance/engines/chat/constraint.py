@@ -149,7 +149,7 @@ class Constraint:
             return
         if self._ahead is not None and self._ahead[0] == token:
             self._know(self._ahead[1])
-        elif self._phase is not before and self._phase.growth > 0:
+        elif self._phase is not before:
             self._know(self._phase.way())
         elif self._is_way_exact and self._way and self._way[0] == token:
             self._know(self._way[1:])

@@ -32,7 +32,8 @@ CALLS_LIMIT = 16
 
 _CALL_TOKENS = 1024
 """Left with fewer tokens, we look before a call begins whether it can end."""
-_TAG_EXITS = (b"\n</parameter>\n", b"</function>", b"/function>")
+_TAG_EXITS = (b"\n</parameter>\n",)
+_TAG_OUTSIDE = (b"</function>", b"/function>")
 
 
 class Phase(Protocol):
@@ -91,7 +92,8 @@ class Turn:
         self._header_end = header_end(syntax, spec.tools) if syntax is not None else None
         tags = syntax is not None and syntax.style is ArgumentStyle.TAGS
         self._exits = _TAG_EXITS if tags else ()
-        self._last_controls = writer.controls(syntax.last) if syntax is not None else ()
+        self._outside = _TAG_OUTSIDE if tags else ()
+        self._controls = _leading_out(writer, spec)
 
     def beginning(self) -> Phase:
         if self.spec.mode is CallMode.AUTO and self.spec.response_schema is None:
@@ -139,7 +141,7 @@ class Turn:
         self, matcher: LLMatcher, text: bytes, exits: tuple[bytes, ...], endings: tuple[bytes, ...]
     ) -> list[int] | None:
         """Out of a grammar, and where that ends in a header, out of the call it begins."""
-        hints = Hints(exits, endings, self._last_controls)
+        hints = Hints(exits, self._outside, endings, self._controls)
         out = way_out(matcher, self.vocabulary, hints)
         if out is None:
             return None
@@ -170,6 +172,14 @@ class Turn:
         return self.spec.syntax
 
 
+def _leading_out(writer: GrammarWriter, spec: ConstraintSpec) -> tuple[int, ...]:
+    """Control tokens in the order in which the way out of a turn prefers them."""
+    syntax, think = spec.syntax, spec.framing.think
+    texts = [] if syntax is None else [syntax.last, syntax.first, syntax.middle]
+    texts += [spec.framing.answer] if think is None else [spec.framing.answer, think.resume]
+    return tuple(dict.fromkeys(token for text in texts for token in writer.controls(text)))
+
+
 class _Free:
     """Text without any constraint, until a call begins. It may end at any time: its way is none."""
 
@@ -197,7 +207,11 @@ class _Free:
         return allowed
 
     def after(self, token: int) -> Phase:
-        following = self._next(token)
+        step = self._turn.reader.step(self._state, self._turn.vocabulary.tokens[token])
+        if isinstance(step, FreeText):
+            self._state = step
+            return self
+        following = self._turn.called().fed(step.rest)
         if following is None:
             raise EngineError(f"token {token} begins a call that cannot be")
         return following
@@ -247,6 +261,9 @@ class _Until:
         following = self._next(token)
         if following is None:
             raise EngineError(f"token {token} ends the reasoning with what cannot follow it")
+        if isinstance(following, _Until):
+            self._tail = following._tail
+            return self
         return following
 
     def way(self) -> list[int] | None:

@@ -18,33 +18,53 @@ def json_grammar(schema: Mapping[str, Json]) -> str:
 
 def tags_rules(schema: Mapping[str, Json]) -> str:
     """`arguments` as `<parameter=name>` tags in the schema's order; optional ones may be left
-    out."""
-    properties: Mapping[str, Json] = schema.get("properties") or {}
-    required = set(schema.get("required") or ())
-    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    out. Keys the schema does not declare are not offered."""
+    kept = fitted(schema).schema
+    properties: Mapping[str, Json] = kept.get("properties") or {}
+    required = set(kept.get("required") or ())
+    shared = {key: kept[key] for key in ("$defs", "definitions") if key in kept}
     names: list[str] = []
     rules: list[str] = []
     for index, (name, found) in enumerate(properties.items()):
         names.append(f"p{index}" if name in required else f"p{index}?")
         opening = json.dumps(f"<parameter={name}>\n", ensure_ascii=False)
-        value, more = _value(index, found, is_string_schema(schema, name), shared)
-        rules.append(f"p{index}: {opening} {value}")
-        rules += more
+        if is_string_schema(kept, name):
+            value, more = _raw_value(index, found)
+        else:
+            whole = {**found, **shared} if isinstance(found, Mapping) else found
+            value, more = f"v{index} {_CLOSE}", [f"v{index}: %json {_value_rule(whole)}"]
+        rules += [f"p{index}: {opening} {value}", *more]
     return "\n".join(["arguments: " + (" ".join(names) or '""'), *rules])
 
 
-def _value(
-    index: int, schema: Json, is_string: bool, shared: Mapping[str, Json]
-) -> tuple[str, list[str]]:
-    """The body of one parameter up to its closing tag, and the rules it needs."""
-    if not is_string:
-        return f"v{index} {_CLOSE}", [f"v{index}: %json {json_grammar({**schema, **shared})}"]
+def _value_rule(schema: Json) -> str:
+    return fitted(schema).rule if isinstance(schema, Mapping) else "{}"
+
+
+def _raw_value(index: int, schema: Mapping[str, Json]) -> tuple[str, list[str]]:
+    """A raw string up to its closing tag, and the rules it needs."""
     values = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
     if values:
         choices = " | ".join(json.dumps(value, ensure_ascii=False) for value in values)
         return f"({choices}) {_CLOSE}", []
     shortest, longest = schema.get("minLength", 0), schema.get("maxLength", "")
+    limits = []
     if shortest or longest != "":
-        text = f"/(?s:.){{{shortest},{longest}}}/"
-        return f"V{index} {_CLOSE}", [f"V{index}: {text}"]
-    return f"v{index}", [f"v{index}[suffix={_CLOSE}]: /(?s:.*)/"]
+        limits.append(f"/(?s:.){{{shortest},{longest}}}/")
+    if "pattern" in schema:
+        limits.append(_anywhere(schema["pattern"]))
+    if not limits:
+        return f"v{index}", [f"v{index}[suffix={_CLOSE}]: /(?s:.*)/"]
+    # The reader ends at the first closing tag, so the text must have none.
+    limits.append("~/(?s:.*)\\n<\\/parameter>(?s:.*)/")
+    return f"V{index} {_CLOSE}", [f"V{index}: {' & '.join(limits)}"]
+
+
+def _anywhere(pattern: str) -> str:
+    """JSON Schema finds a pattern anywhere in the text; a terminal must match all of it."""
+    whole = "|" not in pattern
+    anchored = whole and pattern.startswith("^")
+    ended = whole and pattern.endswith("$") and not pattern.endswith("\\$")
+    inner = pattern[anchored : len(pattern) - ended].replace("/", "\\/")
+    before = "" if anchored else "(?s:.*)"
+    return f"/{before}(?:{inner}){'' if ended else '(?s:.*)'}/"

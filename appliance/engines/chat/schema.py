@@ -57,6 +57,7 @@ _KEPT = frozenset(
 _WIDENING = frozenset(
     ("not", "if", "then", "else", "dependentSchemas", "unevaluatedItems", "$dynamicRef")
 )
+_ANY_OBJECT: Mapping[str, Json] = {"type": "object"}
 _COMPOSING = frozenset(("allOf", "anyOf", "oneOf", "$ref", "if"))
 _UNKNOWN_REGEX = re.compile(r"\(\?[=!<]|\\[1-9bB]|\\[pP](?!\{)")
 _OPTIONS = {
@@ -72,11 +73,15 @@ _OPTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A schema made fit: `rule` is the body of a `%json` rule. `is_exact`: what the grammar
-    allows is valid. `growth`: tokens that one more token can add to the way out of a value.
-    `endings`: the rests of strings that patterns and formats ask for (`patterns.py`)."""
+    """A schema made fit: `schema` rewritten, and `rule`, the body of its `%json` rule.
+
+    `is_exact`: what the grammar allows is valid. `growth`: tokens that one more token can add to
+    the way out of a value. `endings`: the rests of strings that patterns and formats ask for
+    (`patterns.py`).
+    """
 
     rule: str
+    schema: Mapping[str, Json]
     is_exact: bool
     growth: int
     endings: tuple[bytes, ...] = ()
@@ -107,13 +112,14 @@ def _fitted(source: str) -> Fitted:
         rewritten = rewriter.root()
         rule = _rule(rewritten)
         if not LLMatcher.validate_grammar(f"start: answer\nanswer: %json {rule}"):
-            return Fitted(rule, not rewriter.widened, growth(rewritten), rewriter.endings())
-    return Fitted(_rule({"type": "object"}), False, 16)
+            exact = not rewriter.widened
+            return Fitted(rule, rewritten, exact, growth(rewritten), rewriter.endings())
+    return Fitted(_rule(_ANY_OBJECT), _ANY_OBJECT, False, 16)
 
 
 def _rule(schema: Json) -> str:
     options: Json = {"x-guidance": _OPTIONS}
-    if isinstance(schema, dict):
+    if isinstance(schema, Mapping):
         return json.dumps({**schema, **options}, ensure_ascii=False)
     return json.dumps(options if schema else {"type": "object"})
 

@@ -141,7 +141,7 @@ def test_a_trigger_spelt_in_letters_counts_too_even_inside_a_token(
     made = planned(F)
     assert made.constraint is not None
     spelt = [vocab.tokens.index(bytes([byte])) for byte in b"<tool_call"]
-    constraint = factory.compile(made.constraint, max_tokens=500)
+    constraint = factory.compile(made.constraint, max_tokens=5000)
     assert follow(constraint, spelt) == len(spelt)
     straddling = [
         token for token, piece in enumerate(vocab.tokens) if piece in (b">\n", b">{", b">x")
