@@ -1,0 +1,85 @@
+"""Opens the TCP connections of the door's clients: resolves, checks the address, connects to it.
+
+Resolving and connecting are one step here, so that the address that was checked is the address
+that is connected to (no second look-up a rebinding name could answer otherwise).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import httpcore2
+
+from appliance.config.schema import Config
+from appliance.egress.guard import Guard
+from appliance.egress.rules import Target, address_refusal, is_address
+from appliance.errors import EgressDenied
+
+RESOLVE_S = 3.0
+"""A resolver that has not answered by then is down; the step goes elsewhere."""
+
+ADDRESSES_MAX = 4
+"""Addresses of one name that are tried, the resolver's order kept."""
+
+
+class Dialler(httpcore2.AsyncNetworkBackend):
+    """The network backend under every client the door lends."""
+
+    def __init__(self, config: Callable[[], Config], guard: Guard) -> None:
+        self._config = config
+        self._guard = guard
+        self._sockets = httpcore2.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """Raises `EgressDenied`, `httpcore2.ConnectError`, `httpcore2.ConnectTimeout`."""
+        target = Target("tcp", host.lower(), port)
+        last: Exception | None = None
+        for address in await self._addresses(target):
+            reason = address_refusal(self._config(), target, address)
+            if reason is not None:
+                raise EgressDenied(reason, hint="[network] in config.toml says what may leave")
+            try:
+                with self._guard.passing(address, port):
+                    return await self._sockets.connect_tcp(
+                        address, port, timeout, local_address, socket_options
+                    )
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+                last = error
+        raise last or httpcore2.ConnectError(f"{host} has no address")
+
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
+    ) -> httpcore2.AsyncNetworkStream:
+        raise EgressDenied("the door opens no unix sockets")
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def _addresses(self, target: Target) -> list[str]:
+        if is_address(target.host):
+            return [target.host]
+        if target.host == "localhost":
+            return ["127.0.0.1", "::1"]
+        if self._config().network.air_gap:
+            raise EgressDenied(f"air gap: {target.host} is not looked up")
+        try:
+            with self._guard.resolving(target.host):
+                async with asyncio.timeout(RESOLVE_S):
+                    found = await asyncio.get_running_loop().getaddrinfo(
+                        target.host, target.port, type=socket.SOCK_STREAM
+                    )
+        except TimeoutError as error:
+            raise httpcore2.ConnectTimeout(f"no answer for the name {target.host}") from error
+        except OSError as error:
+            raise httpcore2.ConnectError(f"the name {target.host}: {error}") from error
+        return [str(info[4][0]) for info in found][:ADDRESSES_MAX]

@@ -1,0 +1,102 @@
+"""The door itself: lends HTTP clients, says what is permitted, and remembers rate limits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+import httpx2
+
+from appliance.clock import Clock
+from appliance.config.models import ClaudeModel, RemoteModel
+from appliance.config.schema import Config
+from appliance.egress.dial import Dialler
+from appliance.egress.guard import PROCESS_GUARD, Guard
+from appliance.egress.keys import find_key
+from appliance.egress.rates import Rates, observed
+from appliance.egress.rules import Purpose, target_of
+from appliance.egress.transport import Audit, DoorTransport
+from appliance.errors import ConfigError
+
+READ_TIMEOUT_S = 600.0
+"""Silence on a connection before it counts as dead, where the borrower sets nothing tighter."""
+
+
+class Egress:
+    """Satisfies `turns.places.Door`. Holds no socket of its own: who borrows a client closes it.
+
+    The configuration is asked at every request, so that a reload that closes a host or turns air
+    gap on takes effect at once, for clients already lent too.
+    """
+
+    def __init__(
+        self,
+        config: Callable[[], Config],
+        audit: Audit,
+        clock: Clock,
+        *,
+        environment: Mapping[str, str] = os.environ,
+        guard: Guard = PROCESS_GUARD,
+    ) -> None:
+        self._config = config
+        self._audit = audit
+        self._clock = clock
+        self._environment = environment
+        self._guard = guard
+        self._dialler = Dialler(config, guard)
+        self._rates: dict[str, Rates] = {}
+
+    def permits(self, model: str) -> bool:
+        """Configured, not air-gapped, and a key at hand where one is named."""
+        entry = self._config().models.get(model)
+        if not isinstance(entry, ClaudeModel | RemoteModel):
+            return False
+        if self._config().network.air_gap and not (
+            isinstance(entry, RemoteModel) and target_of(entry.base_url).is_loopback
+        ):
+            return False
+        try:
+            has_key = self.key_of(model) is not None
+        except ConfigError:
+            return False
+        return has_key or (isinstance(entry, RemoteModel) and not entry.key_env)
+
+    def key_of(self, model: str) -> str | None:
+        """The model's key, read anew; None where there is none. Never store or log it."""
+        entry = self._config().models.get(model)
+        if not isinstance(entry, ClaudeModel | RemoteModel):
+            return None
+        return find_key(self._environment, entry.key_credential, entry.key_env)
+
+    def rate_limit_tokens_left(self, model: str) -> int | None:
+        rates = self._rates.get(model)
+        return None if rates is None else rates.tokens_left(self._clock.monotonic())
+
+    def client(
+        self, purpose: Purpose, *, read_timeout_s: float = READ_TIMEOUT_S
+    ) -> httpx2.AsyncClient:
+        """A client whose every request passes the door. The borrower closes it.
+
+        No redirects, nothing from the environment (proxies, netrc, certificates). Send inside
+        `on_errand(...)`, or be refused.
+        """
+        connect_s = self._config().network.connect_timeout_s
+        return httpx2.AsyncClient(
+            transport=DoorTransport(
+                purpose, self._config, self._dialler, self._audit, self._clock, self._answered
+            ),
+            timeout=httpx2.Timeout(read_timeout_s, connect=connect_s, pool=connect_s),
+            follow_redirects=False,
+            trust_env=False,
+        )
+
+    def _answered(self, purpose: Purpose, headers: httpx2.Headers, status: int) -> None:
+        if purpose.kind != "model":
+            return
+        self._rates[purpose.name] = observed(
+            self._rates.get(purpose.name, Rates()),
+            headers,
+            status,
+            self._clock.monotonic(),
+            self._clock.wall_ms(),
+        )

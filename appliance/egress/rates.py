@@ -1,0 +1,88 @@
+"""What a provider says is left of its rate limits: read from response headers, kept until reset.
+
+Pure. A bucket refills continuously, but only its state at the time of the answer is said; so what
+is `remaining` counts until `reset`, and afterwards nothing is known again. Absence is unknown,
+never zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+PREFIX = "anthropic-ratelimit-"
+KINDS = ("requests", "tokens", "input-tokens", "output-tokens")
+MAX_RESET_S = 3_600.0
+"""A reset further away than this is a wrong clock, theirs or ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """One limit. `resets_s` is on the monotonic clock."""
+
+    limit: int | None
+    remaining: int
+    resets_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """All limits a provider has told of, by kind; `held_until_s` after a 429 with a wait."""
+
+    buckets: Mapping[str, Bucket] = field(default_factory=dict)
+    held_until_s: float = 0.0
+
+    def tokens_left(self, now_s: float) -> int | None:
+        """Tokens that may still be sent; 0 while told to wait or out of requests; None unknown."""
+        if now_s < self.held_until_s:
+            return 0
+        fresh = {kind: b for kind, b in self.buckets.items() if now_s < b.resets_s}
+        requests = fresh.pop("requests", None)
+        if requests is not None and requests.remaining <= 0:
+            return 0
+        said = [fresh[kind].remaining for kind in ("tokens", "input-tokens") if kind in fresh]
+        return min(said, default=None)
+
+
+def observed(
+    rates: Rates, headers: Mapping[str, str], status: int, now_s: float, wall_ms: int
+) -> Rates:
+    """The rates after an answer with these headers (names in lower case)."""
+    buckets = dict(rates.buckets)
+    for kind in KINDS:
+        bucket = _bucket(headers, kind, now_s, wall_ms)
+        if bucket is not None:
+            buckets[kind] = bucket
+    held = rates.held_until_s
+    wait_s = retry_after_s(headers)
+    if status == 429 and wait_s is not None:
+        held = max(held, now_s + min(wait_s, MAX_RESET_S))
+    return Rates(buckets, held)
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds the server asks to wait (`retry-after-ms`, else `retry-after` in seconds)."""
+    for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            value = float(headers[name]) / scale
+        except (KeyError, ValueError):
+            continue
+        if 0 <= value < float("inf"):
+            return value
+    return None
+
+
+def _bucket(headers: Mapping[str, str], kind: str, now_s: float, wall_ms: int) -> Bucket | None:
+    try:
+        remaining = int(headers[f"{PREFIX}{kind}-remaining"])
+        reset = datetime.fromisoformat(headers[f"{PREFIX}{kind}-reset"])
+        left_s = reset.timestamp() - wall_ms / 1000
+    except (KeyError, ValueError, OverflowError):
+        return None
+    limit = headers.get(f"{PREFIX}{kind}-limit", "")
+    return Bucket(
+        int(limit) if limit.isascii() and limit.isdigit() else None,
+        max(remaining, 0),
+        now_s + min(max(left_s, 0.0), MAX_RESET_S),
+    )

@@ -1,0 +1,192 @@
+"""The transport in every client the door lends: asks the rules, sends, and keeps the audit."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import httpcore2
+import httpx2
+
+from appliance.clock import Clock
+from appliance.config.schema import Config
+from appliance.egress.dial import Dialler
+from appliance.egress.errand import Errand, current_errand
+from appliance.egress.rules import Purpose, Target, refusal
+from appliance.errors import EgressDenied
+from appliance.types import Json
+
+CONNECTIONS_MAX = 64
+"""Of one client. Engines bound their calls by slots; this bounds a bug."""
+
+KEEPALIVE_S = 30.0
+
+
+class Audit(Protocol):
+    """Where the record of what left goes; the daemon's journal."""
+
+    async def record(self, kind: str, body: dict[str, Json]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the audit, before the kind of event it is."""
+
+    purpose: Purpose
+    target: Target
+    method: str
+    errand: Errand | None
+    bytes_out: int
+
+    def to_json(self) -> dict[str, Json]:
+        errand = self.errand
+        return {
+            "purpose": str(self.purpose),
+            "host": str(self.target),
+            "method": self.method,
+            "agent": "" if errand is None else errand.agent,
+            "turn": "" if errand is None else errand.turn_id,
+            "label": "" if errand is None else errand.label.value,
+            "bytes_out": self.bytes_out,
+        }
+
+
+class DoorTransport(httpx2.AsyncBaseTransport):
+    """One client's way out. `egress.sent` is recorded before the first byte leaves, with what is
+    sent; `egress.received` when the answer ends, however it ends; `egress.refused` instead of
+    both. Raises `EgressDenied` for what the rules refuse, httpx2's errors for the rest."""
+
+    def __init__(
+        self,
+        purpose: Purpose,
+        config: Callable[[], Config],
+        dialler: Dialler,
+        audit: Audit,
+        clock: Clock,
+        on_answer: Callable[[Purpose, httpx2.Headers, int], None],
+    ) -> None:
+        self._purpose = purpose
+        self._config = config
+        self._audit = audit
+        self._clock = clock
+        self._on_answer = on_answer
+        self._pool = _pool(config().network.proxy, dialler)
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        target = _target(request.url)
+        errand = current_errand()
+        body = await request.aread()
+        line = Line(self._purpose, target, request.method, errand, len(body))
+        reason = refusal(self._config(), self._purpose, target, errand)
+        if reason is not None:
+            await self._audit.record("egress.refused", {**line.to_json(), "reason": reason})
+            raise EgressDenied(reason, hint="[network] in config.toml says what may leave")
+        await self._audit.record("egress.sent", line.to_json())
+        started_s = self._clock.monotonic()
+        try:
+            with _httpx_errors():
+                answer = await self._pool.handle_async_request(_core_request(request, body))
+        except BaseException:
+            await self._closed(line, started_s, 0, 0)
+            raise
+        headers = httpx2.Headers(answer.headers)
+        self._on_answer(self._purpose, headers, answer.status)
+
+        async def closed(bytes_in: int) -> None:
+            await self._closed(line, started_s, answer.status, bytes_in)
+
+        return httpx2.Response(
+            status_code=answer.status,
+            headers=answer.headers,
+            stream=_CountedStream(answer.stream, closed),
+            extensions=answer.extensions,
+        )
+
+    async def aclose(self) -> None:
+        await self._pool.aclose()
+
+    async def _closed(self, line: Line, started_s: float, status: int, bytes_in: int) -> None:
+        await self._audit.record(
+            "egress.received",
+            {
+                **line.to_json(),
+                "status": status,
+                "bytes_in": bytes_in,
+                "ms": int((self._clock.monotonic() - started_s) * 1000),
+            },
+        )
+
+
+class _CountedStream(httpx2.AsyncByteStream):
+    """A response body that counts itself and says so once, when it is closed."""
+
+    def __init__(self, inner: Any, closed: Callable[[int], Awaitable[None]]) -> None:
+        self._inner = inner
+        self._closed = closed
+        self._bytes = 0
+        self._is_closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with _httpx_errors():
+            async for part in self._inner:
+                self._bytes += len(part)
+                yield part
+
+    async def aclose(self) -> None:
+        try:
+            await self._inner.aclose()
+        finally:
+            if not self._is_closed:
+                self._is_closed = True
+                await self._closed(self._bytes)
+
+
+@contextmanager
+def _httpx_errors() -> Iterator[None]:
+    """httpcore2's errors as httpx2's of the same name, which is what callers and SDKs catch."""
+    try:
+        yield
+    except Exception as error:
+        kind = getattr(httpx2, type(error).__name__, None)
+        if type(error).__module__ == "httpcore2" and kind is not None:
+            raise kind(str(error)) from error
+        raise
+
+
+def _pool(proxy: str, dialler: Dialler) -> httpcore2.AsyncConnectionPool:
+    """A pool that dials through the door. Certificates: the system's store, nothing from the
+    environment."""
+    tls = ssl.create_default_context()
+    if proxy:
+        return httpcore2.AsyncHTTPProxy(
+            proxy,
+            ssl_context=tls,
+            max_connections=CONNECTIONS_MAX,
+            keepalive_expiry=KEEPALIVE_S,
+            network_backend=dialler,
+        )
+    return httpcore2.AsyncConnectionPool(
+        ssl_context=tls,
+        max_connections=CONNECTIONS_MAX,
+        keepalive_expiry=KEEPALIVE_S,
+        network_backend=dialler,
+    )
+
+
+def _core_request(request: httpx2.Request, body: bytes) -> httpcore2.Request:
+    url = request.url
+    return httpcore2.Request(
+        request.method,
+        httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+        headers=request.headers.raw,
+        content=body,
+        extensions=request.extensions,
+    )
+
+
+def _target(url: httpx2.URL) -> Target:
+    port = url.port or (443 if url.scheme == "https" else 80)
+    return Target(url.scheme, url.host.lower(), port)

@@ -1,0 +1,1 @@
+"""Engine claude: a Claude model behind the Messages API, over a client lent by egress."""
