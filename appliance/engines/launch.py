@@ -1,4 +1,4 @@
-"""Run as a script: `launch.py PARENT_PID PROGRAM ARG…` dies with its parent, then is PROGRAM.
+"""Run as a script: `launch.py PARENT_PID PROGRAM ARG…` dies with its parent, leaves no core, then is PROGRAM.
 
 Linux clears nothing of this at exec, so the program inherits the parent-death signal. Stands
 alone (no import of ours): it runs isolated, before anything else does.
@@ -6,6 +6,7 @@ alone (no import of ours): it runs isolated, before anything else does.
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 
@@ -14,6 +15,8 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 def main() -> None:
     parent_pid, program, *arguments = sys.argv[1:]
+    # A core file would hold prompts.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != int(parent_pid):
         sys.exit("launch: the parent is gone already")

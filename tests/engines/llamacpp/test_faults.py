@@ -35,9 +35,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> LlamaCppParams:
 async def killed_mid_stream(engine: LlamaCppEngine, number: signal.Signals) -> EngineError:
     """Signal the worker after the first delta; the error the stream ends with."""
     assert engine.pid is not None
+    endless = dict.fromkeys(tiny_models.unprintable(), -1000.0)
     signalled = False
     try:
-        async for delta in engine.generate(ask("Hello", max_tokens=16_000, temperature=1.0)):
+        async for delta in engine.generate(ask("Hello", max_tokens=16_000, logit_bias=endless)):
             if isinstance(delta, TextDelta) and not signalled:
                 signalled = True
                 os.kill(engine.pid, number)
@@ -54,7 +55,7 @@ async def test_a_killed_worker_ends_its_streams_and_is_reported(
         error = await killed_mid_stream(engine, number)
         assert f"signal {int(number)}" in error.message
         assert "log_tail" in error.details
-        reason = await asyncio.wait_for(engine.wait_failed(), 1)
+        reason = await asyncio.wait_for(engine.wait_failed(), 5)
         assert f"signal {int(number)}" in reason
         assert engine.state is InstanceState.FAILED
         with pytest.raises(EngineError, match="failed, not ready"):
@@ -66,7 +67,7 @@ async def test_a_stopped_worker_is_killed_and_reported(tiny: LlamaCppParams) -> 
         pid = engine.pid
         error = await killed_mid_stream(engine, signal.SIGSTOP)
         assert "no progress" in error.message
-        assert "no progress" in await asyncio.wait_for(engine.wait_failed(), 1)
+        assert "no progress" in await asyncio.wait_for(engine.wait_failed(), 5)
     assert not Path(f"/proc/{pid}").exists()
 
 
