@@ -27,7 +27,7 @@ from appliance.config.manifest import ModelFile, load_manifest
 from appliance.config.paths import Paths
 from appliance.config.schema import Config
 from appliance.daemon import systemd
-from appliance.daemon.closed import ClosedDoor, EvenScore, NoPurse
+from appliance.daemon.closed import ClosedDoor, NoPurse
 from appliance.daemon.control import Control
 from appliance.daemon.doctor import run_checks
 from appliance.daemon.engines import Engines
@@ -44,13 +44,16 @@ from appliance.store.index import Index
 from appliance.store.journal import Journal
 from appliance.tools.ports import Ports
 from appliance.tools.registry import Toolbox
+from appliance.turns.attempt import Attempts
 from appliance.turns.calls import CallRunner
 from appliance.turns.history import JournalHistory
+from appliance.turns.learning import Learning
 from appliance.turns.limits import tightened
 from appliance.turns.live import LiveTurn
 from appliance.turns.loop import run_turn
 from appliance.turns.places import Health, Places
 from appliance.turns.service import Turns
+from appliance.turns.state import TurnStatus
 from appliance.turns.step import Steps
 
 log = logging.getLogger(__name__)
@@ -72,16 +75,12 @@ async def run_daemon(paths: Paths, config: Config, stop: asyncio.Event) -> None:
         scheduler = await rooms.enter_async_context(Scheduler(Core(MemoryPlacer()), engines, clock))
         await scheduler.inventory_changed(device_views(prober.latest, config))
         await _reconfigure(scheduler, config, paths, manifest)
+        purse = NoPurse()
         health = Health(clock)
         places = Places(
-            lambda: configuration.current,
-            scheduler.snapshot,
-            health,
-            ClosedDoor(),
-            NoPurse(),
-            clock,
+            lambda: configuration.current, scheduler.snapshot, health, ClosedDoor(), purse, clock
         )
-        purse, scorer = NoPurse(), EvenScore()
+        learning = Learning(lambda: configuration.current, database, clock)
         surroundings = Surroundings(
             Grants(database), lambda: _workspaces(configuration.current, paths), clock
         )
@@ -99,11 +98,10 @@ async def run_daemon(paths: Paths, config: Config, stop: asyncio.Event) -> None:
         )
         steps = Steps(
             config=lambda: configuration.current,
-            leases=scheduler,
+            attempts=Attempts(lambda: configuration.current, scheduler, purse),
             places=places,
             health=health,
-            scorer=scorer,
-            spending=purse,
+            learning=learning,
             history=JournalHistory(journal, index),
             tools=toolbox,
             clock=clock,
@@ -121,10 +119,14 @@ async def run_daemon(paths: Paths, config: Config, stop: asyncio.Event) -> None:
                 configuration.current.tools.approval_s,
                 set(),
             )
-            await run_turn(
-                turn, steps, calls, tightened(limits, accepted.limits), clock,
-                lambda: turns.is_draining,
-            )  # fmt: skip
+            try:
+                await run_turn(
+                    turn, steps, calls, tightened(limits, accepted.limits), clock,
+                    lambda: turns.is_draining,
+                )  # fmt: skip
+            finally:
+                is_done = turn.state.status is TurnStatus.DONE
+                await learning.ended(turn.turn_id, finished=is_done)
 
         turns = await rooms.enter_async_context(
             Turns(
@@ -156,7 +158,7 @@ async def run_daemon(paths: Paths, config: Config, stop: asyncio.Event) -> None:
             turns=turns,
             approvals=approvals,
             places=places,
-            scorer=scorer,
+            learning=learning,
             budget=purse.summary,
             checks=checks,
             clock=clock,

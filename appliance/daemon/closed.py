@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from appliance.errors import Refused
-from appliance.router.types import Score, StepFacts
 
 
 class ClosedDoor:
@@ -25,8 +24,3 @@ class NoPurse:
 
     async def summary(self) -> dict[str, Any]:
         return {}
-
-
-class EvenScore:
-    def score(self, step: StepFacts) -> Score:
-        return Score(0.6, 0.85)

@@ -22,10 +22,11 @@ from appliance.router.types import Policy, StepFacts, bounded_text
 from appliance.scheduler.dispatcher import Scheduler
 from appliance.scheduler.values import Capacity, ModelCapacity, ResidentState
 from appliance.store.approvals import Approvals
+from appliance.turns.learning import Learning
 from appliance.turns.places import Places
 from appliance.turns.prompt import estimate_tokens
+from appliance.turns.ready import tuning_of
 from appliance.turns.service import Turns
-from appliance.turns.step import Scorer, tuning_of
 from appliance.types import Role, text_message
 
 PENDING_SHOWN = 1000
@@ -43,7 +44,7 @@ class Control:
         turns: Turns,
         approvals: Approvals,
         places: Places,
-        scorer: Scorer,
+        learning: Learning,
         budget: Callable[[], Awaitable[dict[str, Any]]],
         checks: Callable[[], Awaitable[list[bodies.Check]]],
         clock: Clock,
@@ -54,7 +55,7 @@ class Control:
         self._turns = turns
         self._approvals = approvals
         self._places = places
-        self._scorer = scorer
+        self._learning = learning
         self._budget = budget
         self._checks = checks
         self._clock = clock
@@ -198,9 +199,8 @@ class Control:
             air_gap=config.network.air_gap,
         )
         targets = self._places.describe(entry.models, agent, "")
-        decision = decided(
-            step, targets, self._scorer.score(step), random.random(), tuning_of(config, entry)
-        )
+        score = await self._learning.score(step, targets)
+        decision = decided(step, targets, score, random.random(), tuning_of(config, entry))
         return bodies.Explanation(
             subject=agent, lines=explain(decision.outcome), records=[decision_to_json(decision)]
         )

@@ -11,7 +11,7 @@ from appliance.store.journal import Journal
 from appliance.turns.live import read_turn
 from appliance.turns.prompt import estimate_tokens
 from appliance.turns.state import TurnState, fold
-from appliance.types import Message
+from appliance.types import Label, Message, highest
 
 TURNS_AT_ONCE = 20
 
@@ -26,9 +26,13 @@ class JournalHistory:
         self._journal = journal
         self._index = index
 
-    async def earlier(self, state: TurnState, enough_tokens: int) -> tuple[Message, ...]:
-        """Messages of the session's turns that ended before this one began, oldest first."""
+    async def earlier(
+        self, state: TurnState, enough_tokens: int
+    ) -> tuple[tuple[Message, ...], Label]:
+        """Messages of the session's turns that ended before this one began, oldest first, and
+        the highest label of any of those turns."""
         messages: tuple[Message, ...] = ()
+        label = Label.PUBLIC
         before = state.turn_id
         while estimate_tokens(messages) < enough_tokens * SLACK:
             rows = await self._index.turns(
@@ -39,8 +43,9 @@ class JournalHistory:
                 turn = fold(await read_turn(self._journal, row.turn_id))
                 if turn.is_finished and turn.steps:
                     messages = (*turn.messages(), *messages)
+                    label = highest(label, turn.label)
                 if estimate_tokens(messages) >= enough_tokens * SLACK:
                     break
             if len(rows) < TURNS_AT_ONCE:
                 break
-        return messages
+        return messages, label

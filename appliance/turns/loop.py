@@ -54,7 +54,13 @@ async def run_turn(
 def _completed(turn: LiveTurn, text: str, stop_reason: str) -> ev.TurnCompleted:
     state = turn.state
     last = state.steps[-1]
-    route: dict[str, Json] = {**last.route, "target": last.target}
+    outcome = dict(last.route.get("outcome", {}))
+    route: dict[str, Json] = {
+        "target": last.target,
+        "place": outcome.get("place"),
+        "reasons": outcome.get("reasons", []),
+        "why": last.route.get("why", []),
+    }
     return ev.TurnCompleted(
         text=text,
         usage=usage_to_json(state.usage),

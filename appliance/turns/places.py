@@ -31,6 +31,10 @@ CLOUD_FIRST_TOKEN_S = 1.0
 """Guesses until something was measured; each is replaced by the first real figure."""
 
 
+THIS_MACHINE = "this machine"
+"""The provider of everything that runs here."""
+
+
 class Door(Protocol):
     """What egress says of a model that leaves the machine."""
 
@@ -67,9 +71,9 @@ class Health:
     def started(self, model: str) -> None:
         self._breakers[model] = breakers.started(self.breaker(model), self._clock.monotonic())
 
-    def succeeded(self, model: str, provider: str, returned_tokens: int) -> None:
+    def succeeded(self, model: str, provider: str) -> None:
         self._breakers[model] = breakers.succeeded(self.breaker(model), self._clock.monotonic())
-        self._budgets[provider] = self.budget(provider).give(max(returned_tokens, 1))
+        self._budgets[provider] = self.budget(provider).give(1)
 
     def failed(self, model: str, failure: Failure, reason: str) -> None:
         if not failure.counts_for_breaker:
@@ -156,4 +160,4 @@ def provider_of(model: ModelConfig) -> str:
         return model.base_url
     if isinstance(model, ScriptedModel) and model.base_url:
         return model.base_url
-    return "this machine"
+    return THIS_MACHINE

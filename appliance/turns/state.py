@@ -84,6 +84,8 @@ class StepState:
     stop_reason: str = ""
     usage: Usage = Usage()
     calls: tuple[CallState, ...] = ()
+    escalated: bool = False
+    """Its local answer was not good enough; the turn stays up until its end."""
 
     @property
     def is_open(self) -> bool:
@@ -213,7 +215,9 @@ def _applied(state: TurnState, body: ev.Body, at_ms: int) -> TurnState:
         case ev.StepRouted():
             return replace(_with_step(state, _routed(state, body)), status=TurnStatus.RUNNING)
         case ev.StepEscalated():
-            return replace(state, usage=state.usage + usage_from_json(body.usage))
+            raised = replace(state.steps[-1], escalated=True)
+            usage = state.usage + usage_from_json(body.usage)
+            return replace(_with_step(state, raised), usage=usage)
         case ev.StepCompleted():
             step = _completed(state.steps[-1], body)
             return replace(_with_step(state, step), usage=state.usage + step.usage)

@@ -1,0 +1,221 @@
+"""One attempt at a step on one target: lease, fit the prompt, reserve money, generate."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import replace
+from typing import Protocol
+
+from appliance.config.models import ClaudeModel, RemoteModel
+from appliance.config.schema import Config
+from appliance.engines.base import Engine
+from appliance.errors import CutStream, EngineError
+from appliance.scheduler.dispatcher import Lease, LeaseRequest
+from appliance.turns import events as ev
+from appliance.turns.live import LiveTurn
+from appliance.turns.prompt import Fitted, fit
+from appliance.turns.ready import DEFAULT_ANSWER_TOKENS, Ready
+from appliance.types import (
+    Completion,
+    Delta,
+    GenerateRequest,
+    Priority,
+    Progress,
+    Sampling,
+    Usage,
+)
+
+OUTPUT_SHARE = 4
+"""At most a quarter of a window is kept for the answer when the history must shrink for it."""
+
+COUNT_FROM_SHARE = 0.5
+"""Prompts estimated below this share of the window are not counted before they are sent."""
+
+UNCOUNTED_FACTOR = 2
+"""Money is reserved for this many times an estimated prompt, so that the bill is never above."""
+
+
+class Leases(Protocol):
+    def lease(self, need: LeaseRequest) -> AbstractAsyncContextManager[Lease]: ...
+
+
+class Hold(Protocol):
+    """Money promised for one call. Settled to the bill; released if never settled."""
+
+    async def settle(self, usage: Usage) -> None: ...
+
+    async def release(self) -> None: ...
+
+
+class Spending(Protocol):
+    """The money side of the one ledger (`scheduler.budgets`)."""
+
+    async def reserve(
+        self, *, agent: str, session_id: str, turn_id: str, micro_usd: int, cloud_tokens: int
+    ) -> Hold:
+        """Raises `BudgetExceeded` naming the cap."""
+        ...
+
+
+class Preempted(EngineError):
+    """The lease was taken back at a more urgent step's need."""
+
+    code = "preempted"
+
+
+class Attempts:
+    """Makes attempts. Each reports its failure once, as an error; what follows is not its."""
+
+    def __init__(self, config: Callable[[], Config], leases: Leases, spending: Spending) -> None:
+        self._config = config
+        self._leases = leases
+        self._spending = spending
+
+    async def make(self, turn: LiveTurn, ready: Ready, target: str, number: int) -> Completion:
+        """One generation on one target. Raises `EngineError` and its kin, `Overloaded`,
+        `NoCapacity`, `PromptTooLong`, `BudgetExceeded`."""
+        need = LeaseRequest(
+            request_id=f"{turn.turn_id}.{ready.step}.{number}",
+            agent=ready.agent_name,
+            models=(target,),
+            priority=ready.priority,
+            deadline_s=ready.deadline_s,
+            weight=ready.agent.weight,
+            session=ready.state.session_id,
+            prompt_tokens=ready.prompt_tokens,
+            max_tokens=ready.answer_tokens,
+            preemptible=ready.priority is Priority.BACKGROUND,
+            progress=_Saying(turn, ready.step),
+        )
+        async with self._leases.lease(need) as lease:
+            turn.say(ready.step, Progress("prefill"))
+            fitted, request = await self._request(turn, ready, target, lease.engine, need)
+            async with aclosing(self._charged(ready, target, fitted, request, lease)) as items:
+                done = await _listen(turn, ready.step, items, lease)
+            usage = replace(
+                done.usage,
+                queue_ms=max(lease.queue_ms - lease.load_ms, 0),
+                load_ms=lease.load_ms,
+            )
+            lease.report(usage)
+        return replace(done, usage=usage)
+
+    async def _request(
+        self, turn: LiveTurn, ready: Ready, target: str, engine: Engine, need: LeaseRequest
+    ) -> tuple[Fitted, GenerateRequest]:
+        window = engine.facts.context_window
+        answer = min(ready.answer_tokens, window // OUTPUT_SHARE)
+        fitted = await _fitted(ready, engine, window, window - answer)
+        if fitted.is_compacted:
+            await turn.append(_compacted(ready.step, target, fitted, window))
+        model = self._config().models[target]
+        sampling = merged(model.sampling.to_sampling(), ready.agent.sampling.to_sampling())
+        room = max(window - fitted.prompt_tokens, 1)
+        most = min(sampling.max_tokens or room, room, ready.left.output_tokens)
+        if isinstance(model, RemoteModel | ClaudeModel):
+            most = min(most, model.max_output_tokens)
+        return fitted, GenerateRequest(
+            request_id=need.request_id,
+            messages=fitted.messages,
+            tools=ready.tools,
+            sampling=replace(sampling, max_tokens=most),
+            thinking=ready.agent.thinking,
+            priority=need.priority,
+            cache_key=ready.state.session_id,
+            adapter=ready.agent.adapter or None,
+            deadline_s=ready.deadline_s,
+            label=ready.label,
+            agent=ready.agent_name,
+            turn_id=ready.state.turn_id,
+        )
+
+    async def _charged(
+        self, ready: Ready, target: str, fitted: Fitted, request: GenerateRequest, lease: Lease
+    ) -> AsyncGenerator[Delta | Completion, None]:
+        """The engine's stream; what costs money is reserved before it and settled after it."""
+        model = self._config().models[target]
+        if not isinstance(model, RemoteModel | ClaudeModel):
+            async for item in lease.engine.generate(request):
+                yield item
+            return
+        prompt = fitted.prompt_tokens or ready.prompt_tokens * UNCOUNTED_FACTOR
+        output = request.sampling.max_tokens or DEFAULT_ANSWER_TOKENS
+        prices = model.prices
+        rate = max(prices.input_micro_usd, prices.cache_write_micro_usd)
+        hold = await self._spending.reserve(
+            agent=ready.agent_name,
+            session_id=ready.state.session_id,
+            turn_id=ready.state.turn_id,
+            micro_usd=-(-(prompt * rate + output * prices.output_micro_usd) // 1_000_000),
+            cloud_tokens=prompt + output,
+        )
+        try:
+            async for item in lease.engine.generate(request):
+                if isinstance(item, Completion):
+                    await hold.settle(item.usage)
+                yield item
+        finally:
+            await hold.release()
+
+
+class _Saying:
+    """A waiter's progress, told to the turn's followers."""
+
+    def __init__(self, turn: LiveTurn, step: int) -> None:
+        self._turn = turn
+        self._step = step
+
+    def put_nowait(self, item: Progress, /) -> None:
+        self._turn.say(self._step, item)
+
+
+def merged(*samplings: Sampling) -> Sampling:
+    """The samplings laid over one another; what a later one says wins."""
+    result = Sampling()
+    for sampling in samplings:
+        said = {
+            name: value
+            for name in Sampling.__dataclass_fields__
+            if (value := getattr(sampling, name)) is not None and value != () and value != {}
+        }
+        result = replace(result, **said)
+    return result
+
+
+async def _listen(
+    turn: LiveTurn, step: int, items: AsyncIterator[Delta | Completion], lease: Lease
+) -> Completion:
+    async for item in items:
+        if isinstance(item, Completion):
+            return item
+        turn.say(step, item)
+        if lease.preempted.is_set():
+            raise Preempted("a more urgent step needed the slot")
+    raise CutStream(f"{lease.model} ended its answer without its proper end")
+
+
+async def _fitted(ready: Ready, engine: Engine, window: int, budget: int) -> Fitted:
+    """The history, counted by the engine's own tokenizer where it could matter."""
+    if ready.prompt_tokens < window * COUNT_FROM_SHARE:
+        return Fitted(ready.messages, 0, 0)
+    asking = fit(ready.system, ready.earlier, ready.current, budget)
+    messages = next(asking)
+    while True:
+        try:
+            messages = asking.send(await engine.count_tokens(messages, ready.tools))
+        except StopIteration as stop:
+            fitted: Fitted = stop.value
+            return fitted
+
+
+def _compacted(step: int, target: str, fitted: Fitted, window: int) -> ev.HistoryCompacted:
+    return ev.HistoryCompacted(
+        step=step,
+        target=target,
+        dropped_messages=fitted.dropped_messages,
+        shortened_results=fitted.shortened_results,
+        prompt_tokens_before=fitted.tokens_before,
+        prompt_tokens_after=fitted.prompt_tokens,
+        window_tokens=window,
+    )
