@@ -255,22 +255,20 @@ class _Cursor:
 
     def skip_strings(self, count: int, what: str) -> None:
         """Walk `count` strings without keeping them; the hot loop of a large vocabulary."""
+        length_at = _LENGTH.unpack_from
         while count > 0:
-            window, at, end = self._window, self._at, len(self._window)
-            while count > 0 and at + 8 <= end:
-                length = int.from_bytes(window[at : at + 8], "little")
-                if at + 8 + length > end:
+            self.need(8, what)
+            window, at, last = self._window, self._at, len(self._window) - 8
+            walked = 0
+            for walked in range(1, count + 1):  # noqa: B007
+                at += 8 + length_at(window, at)[0]
+                if at > last:
                     break
-                at += 8 + length
-                count -= 1
-            self._at = at
-            if count > 0:
-                length = self.u64(what)
-                if length > MAX_STRING_BYTES:
-                    raise self.broken(f"has {what} with a string of {length} bytes")
-                self.need(length, what)
-                self._at += length
-                count -= 1
+            count -= walked
+            self.skip(at - self._at, what)  # the last string may end far beyond the window
+
+
+_LENGTH = struct.Struct("<Q")
 
 
 def _read(cursor: _Cursor) -> GgufHeader:
