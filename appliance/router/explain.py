@@ -21,7 +21,7 @@ _WHY_OUT = {
 }
 
 _WHY_CHOSEN = {
-    Reason.ONLY_ONE: "it is the agent's only model",
+    Reason.ONLY_ONE: "it is the only model open to it",
     Reason.BEST_WORTH: "it is worth most, quality, price and delay together",
     Reason.STICKY: "it is in the middle of a tool loop, and moving would cost more than it gains",
     Reason.SPILL_OVER: "the local model would have been worth more, but for its queue or load time",

@@ -103,7 +103,8 @@ def _settle(
 ) -> tuple[Candidate, tuple[Reason, ...], float]:
     best = _best(open_ones)
     if len(open_ones) == 1:
-        why = Reason.FALL_BACK if len(candidates) > 1 else Reason.ONLY_ONE
+        wanted = _WANTED.get(step.policy, candidates[0].place)
+        why = Reason.ONLY_ONE if best.place is wanted else Reason.FALL_BACK
         return best, (why,), 1.0
     if step.escalated:
         cloud = [each for each in open_ones if each.place is Place.CLOUD]
