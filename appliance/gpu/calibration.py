@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from appliance.gpu.types import HOST, MIB, Estimate, Term
 
@@ -24,13 +25,29 @@ MARGIN = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """`contexts`: bytes by card UUID. `measured`: bytes by (key, UUID), key as `load_key` has it.
+    """`contexts`: bytes by card UUID. `measured`: bytes by (key, UUID), key as `Oracle.key` has it.
 
     The caller drops it when driver or library change: `environment` says for which it holds."""
 
     environment: str = ""
     contexts: Mapping[str, int] = field(default_factory=dict)
     measured: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        """For a file; `from_json` reads it back."""
+        return {
+            "environment": self.environment,
+            "contexts": dict(self.contexts),
+            "measured": [[key, uuid, size] for (key, uuid), size in self.measured.items()],
+        }
+
+    @staticmethod
+    def from_json(body: Mapping[str, Any], environment: str) -> Calibration:
+        """What was kept, or nothing when it was learnt with another driver or library."""
+        if body.get("environment") != environment:
+            return Calibration(environment)
+        measured = {(key, uuid): int(size) for key, uuid, size in body["measured"]}
+        return Calibration(environment, dict(body["contexts"]), measured)
 
     def context_bytes(self, uuid: str) -> int:
         return self.contexts.get(uuid, DEFAULT_CONTEXT_BYTES)

@@ -58,7 +58,7 @@ class Oracle:
         self._limit_s = limit_s
 
     def key(self, model: ModelShape, plan: PlanParams) -> str:
-        """The name of an answer; also the calibration's `load_key`."""
+        """The name of an answer, and of this load in the calibration."""
         decided = json.dumps(
             [self._environment, model.content_hash, asdict(plan)], sort_keys=True, default=str
         )

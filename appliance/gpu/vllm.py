@@ -30,7 +30,7 @@ from appliance.gpu.types import (
 
 BLOCK_TOKENS = 16
 GRAPH_BYTES = 768 * MIB
-"""Allowance for captured CUDA graphs until measured; they are opt-out in our command line."""
+"""Allowance for captured CUDA graphs, until a load was measured."""
 HOST_BYTES = 2048 * MIB
 """RAM of the server and its workers: interpreter, torch, pinned staging."""
 ELEMENT_BYTES = {KvType.Q8_0: 1}

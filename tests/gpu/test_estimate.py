@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -186,6 +187,17 @@ def test_a_smaller_measurement_than_the_default_context_is_believed(llama_8b: Mo
     of = estimate(llama_8b, plan)
     known = Calibration().after_load("key", of, {"GPU-1": of.bytes_on("GPU-1") - 300 * MIB})
     assert known.context_bytes("GPU-1") == of.terms["GPU-1"][Term.CONTEXT] - 300 * MIB
+
+
+def test_what_was_learnt_is_kept_for_the_same_driver_and_library_only(
+    llama_8b: ModelShape,
+) -> None:
+    plan = PlanParams(8192, gpu_layers=99, devices=("GPU-1",))
+    of = estimate(llama_8b, plan)
+    known = Calibration("580.10/0.3.36").after_load("key", of, {"GPU-1": of.bytes_on("GPU-1")})
+    kept = json.loads(json.dumps(known.to_json()))
+    assert Calibration.from_json(kept, "580.10/0.3.36") == known
+    assert Calibration.from_json(kept, "590.00/0.3.36") == Calibration("590.00/0.3.36")
 
 
 def test_a_file_is_told_by_term_and_device(tmp_path: Path) -> None:
