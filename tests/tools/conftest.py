@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from watchfiles import awatch
 
 from appliance.config.schema import Config
 from appliance.config.tools import BUILT_IN_TOOLS, McpConfig
@@ -76,3 +77,12 @@ def make_config() -> MakeConfig:
         )
 
     return make
+
+
+async def until(path: Path) -> None:
+    """Returns when another process has made the file."""
+    if path.exists():
+        return
+    async for _ in awatch(path.parent, step=5, yield_on_timeout=True, rust_timeout=50):
+        if path.exists():
+            return

@@ -8,12 +8,12 @@ import signal
 from pathlib import Path
 
 import pytest
-from watchfiles import awatch
 
 from appliance.tools.detached import DetachedCalls, Died, Done, Job, Never
 from appliance.tools.sandbox.limits import Limits
 from appliance.tools.sandbox.plan import Cage
 from appliance.tools.sandbox.report import SandboxReport
+from tests.tools.conftest import until
 
 LIMITS = Limits(256 << 20, 64, 16 << 20, 10)
 
@@ -30,15 +30,6 @@ def job(tmp_path: Path, command: str, timeout_s: float = 10.0, name: str = "call
         name, "hash", Cage(str(tmp_path / "work")), LIMITS, timeout_s,
         {"PATH": "/usr/bin:/bin"}, ("/bin/sh", "-c", command),
     )  # fmt: skip
-
-
-async def until(path: Path) -> None:
-    """Returns when another process has made the file."""
-    if path.exists():
-        return
-    async for _ in awatch(path.parent, step=5, yield_on_timeout=True, rust_timeout=50):
-        if path.exists():
-            return
 
 
 async def test_output_exit_code_and_errors_come_back(tmp_path: Path, calls: DetachedCalls) -> None:

@@ -25,7 +25,7 @@ from appliance.tools.ports import HttpDoor
 from appliance.types import Json
 
 PAGES_MAX = 16
-PING_TIMEOUT_S = 2.0
+PING_TIMEOUT_S = 1.0
 _METHOD_NOT_FOUND = -32601
 _REQUEST_TIMEOUT = -32001
 

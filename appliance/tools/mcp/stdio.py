@@ -34,6 +34,7 @@ LINES_PER_S_MAX = 2_000
 """An honest server reports progress some times a second."""
 STDERR_LINES = 20
 STOP_WAIT_S = 0.5
+KILL_WAIT_S = 5.0
 
 Incoming = SessionMessage | Exception
 
@@ -147,6 +148,10 @@ async def _read(
     pipe.ending = pipe.ending or "its program ended"
     pipe.closed.set()
     to_session.close()
+    # A pipe that nobody reads never shows its end, and asyncio waits for that end before it
+    # believes that the process is gone.
+    while await process.stdout.read(1 << 16):
+        continue
 
 
 def _parse(line: bytes) -> Incoming:
@@ -186,4 +191,4 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await asyncio.shield(process.wait())
+        await asyncio.wait_for(process.wait(), KILL_WAIT_S)
