@@ -1,6 +1,6 @@
-"""Run as a script: `launch.py PARENT_PID PROGRAM ARG…` dies with its parent, leaves no core, then is PROGRAM.
+"""Run as a script: `launch.py PARENT_PID PROGRAM ARG…` dies with its parent, then is PROGRAM.
 
-Linux clears nothing of this at exec, so the program inherits the parent-death signal. Stands
+It also leaves no core. Linux keeps both through the exec. Stands
 alone (no import of ours): it runs isolated, before anything else does.
 """
 
