@@ -25,8 +25,8 @@ MAX_PROPENSITY_WEIGHT: Final = 5.0
 propensities would let one lucky draw outweigh a day."""
 
 DRIFT_SLACK: Final = 0.03
-DRIFT_LIMIT: Final = 8.0
-FORGET_SHARE: Final = 0.2
+DRIFT_LIMIT: Final = 15.0
+FORGET_SHARE: Final = 0.05
 _FORMAT: Final = 1
 
 

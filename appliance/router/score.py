@@ -40,7 +40,7 @@ STEP_SIZE: Final = 8
 SIZE: Final = 1 + SHAPE_SIZE + STEP_SIZE + 2 * N_WAVES + SKETCH_SIZE
 _SEED: Final = 20
 _CLIP: Final = 3.0
-_LINEAR, _WAVES, _WORDS, _CONSTANT = 0.8, 0.8, 0.4, 3.0
+_LINEAR, _WAVES, _WORDS, _CONSTANT = 0.8, 0.8, 0.2, 3.0
 RIDGE: Final = 4.0
 """Prior precision: outcomes a direction needs before it is believed."""
 SHRINK: Final = 25.0
