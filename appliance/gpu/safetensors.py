@@ -53,7 +53,6 @@ def read_shape(folder: Path) -> ModelShape:
     kinds = _layer_kinds(text, n_layer)
     blocks = [0] * n_layer
     entry = output = file_bytes = 0
-    has_head = False
     digest = hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=16)
     for path in sorted(folder.glob("*.safetensors"))[: MAX_FILES + 1]:
         file_bytes += path.stat().st_size
@@ -67,7 +66,6 @@ def read_shape(folder: Path) -> ModelShape:
                 entry += size
             else:
                 output += size
-                has_head = has_head or name.endswith("lm_head.weight")
     if file_bytes == 0:
         raise _broken(folder, "holds no *.safetensors file")
     layers = tuple(
