@@ -27,21 +27,25 @@ from appliance.config.manifest import ModelFile, load_manifest
 from appliance.config.paths import Paths
 from appliance.config.schema import Config
 from appliance.daemon import systemd
-from appliance.daemon.closed import ClosedDoor, NoPurse
+from appliance.daemon.audit import JournalAudit
 from appliance.daemon.control import Control
 from appliance.daemon.doctor import run_checks
 from appliance.daemon.engines import Engines
 from appliance.daemon.placer import MemoryPlacer, agent_specs, device_views, model_specs
 from appliance.daemon.ports import AgentNotes, Surroundings, TurnDelegate
 from appliance.daemon.reload import Configuration
+from appliance.egress.door import Egress
+from appliance.egress.guard import PROCESS_GUARD
 from appliance.gpu.inventory import Prober
 from appliance.memory.notes import JournalNotes
+from appliance.scheduler.budgets import Budgets
 from appliance.scheduler.core import Core
 from appliance.scheduler.dispatcher import Scheduler
 from appliance.store.approvals import Approvals, Grants
 from appliance.store.database import Database
 from appliance.store.index import Index
 from appliance.store.journal import Journal
+from appliance.store.ledger import Ledger
 from appliance.tools.ports import Ports
 from appliance.tools.registry import Toolbox
 from appliance.turns.attempt import Attempts
@@ -71,14 +75,18 @@ async def run_daemon(paths: Paths, config: Config, stop: asyncio.Event) -> None:
         journal = Journal(database, clock)
         index, approvals = Index(database), Approvals(database)
         prober = await rooms.enter_async_context(Prober(clock=clock, interval_s=config.gpu.poll_s))
-        engines = Engines(lambda: configuration.current, paths, manifest)
+        PROCESS_GUARD.install()
+        egress = Egress(lambda: configuration.current, JournalAudit(journal), clock)
+        purse = await rooms.enter_async_context(
+            Budgets(lambda: configuration.current, journal, Ledger(database), clock)
+        )
+        engines = Engines(lambda: configuration.current, paths, manifest, egress, purse, clock)
         scheduler = await rooms.enter_async_context(Scheduler(Core(MemoryPlacer()), engines, clock))
         await scheduler.inventory_changed(device_views(prober.latest, config))
         await _reconfigure(scheduler, config, paths, manifest)
-        purse = NoPurse()
         health = Health(clock)
         places = Places(
-            lambda: configuration.current, scheduler.snapshot, health, ClosedDoor(), purse, clock
+            lambda: configuration.current, scheduler.snapshot, health, egress, purse, clock
         )
         learning = Learning(lambda: configuration.current, database, clock)
         surroundings = Surroundings(

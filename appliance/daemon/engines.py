@@ -7,11 +7,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+from appliance.clock import Clock
 from appliance.config.manifest import ModelFile, model_path
-from appliance.config.models import LlamaCppModel, ScriptedModel
+from appliance.config.models import ClaudeModel, LlamaCppModel, ScriptedModel
 from appliance.config.paths import Paths
 from appliance.config.schema import Config
+from appliance.egress.door import Egress
+from appliance.egress.rules import Purpose
 from appliance.engines.base import Engine
+from appliance.engines.claude.engine import ClaudeEngine, Meter
 from appliance.engines.llamacpp.engine import LlamaCppEngine
 from appliance.engines.llamacpp.params import LlamaCppParams
 from appliance.engines.scripted import ScriptedEngine
@@ -27,11 +31,20 @@ class Engines:
     """`scheduler.dispatcher.EngineFactory`: constructs, starts nothing."""
 
     def __init__(
-        self, config: Callable[[], Config], paths: Paths, manifest: Mapping[str, ModelFile]
+        self,
+        config: Callable[[], Config],
+        paths: Paths,
+        manifest: Mapping[str, ModelFile],
+        egress: Egress,
+        meter: Meter,
+        clock: Clock,
     ) -> None:
         self._config = config
         self._paths = paths
         self._manifest = manifest
+        self._egress = egress
+        self._meter = meter
+        self._clock = clock
 
     def create(self, model: str, placement: object) -> Engine:
         """An instance of this model in this placement. Raises `ModelBroken` for a bad entry."""
@@ -41,6 +54,15 @@ class Engines:
             return self._llamacpp(model, entry, placement)
         if isinstance(entry, ScriptedModel):
             return ScriptedEngine.from_config(entry, self._paths.config_file.parent)
+        if isinstance(entry, ClaudeModel):
+            return ClaudeEngine(
+                model,
+                entry,
+                lend=partial(self._egress.client, Purpose("model", model)),
+                key=partial(self._egress.key_of, model),
+                meter=self._meter,
+                clock=self._clock,
+            )
         raise ModelBroken(
             f"model {model!r}: this release has no engine {entry.engine!r}",
             hint="appliance doctor lists the engines",

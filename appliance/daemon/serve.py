@@ -15,6 +15,7 @@ from appliance.config.load import load
 from appliance.config.paths import Paths
 from appliance.config.schema import Config
 from appliance.daemon.app import run_daemon
+from appliance.egress.guard import guarded_loop
 from appliance.errors import ApplianceError
 from appliance.log import set_up_logging
 
@@ -32,7 +33,7 @@ def serve(paths: Paths) -> None:
     set_up_logging(config.daemon.log_level)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold prompts and keys
     os.umask(0o077)
-    uvloop.run(_serve(paths, config))
+    uvloop.run(_serve(paths, config), loop_factory=guarded_loop)
 
 
 async def _serve(paths: Paths, config: Config) -> None:

@@ -13,7 +13,6 @@ code of a dependency that opens sockets by itself. It is a second wall, not the 
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import sys
 import threading
@@ -132,7 +131,7 @@ class GuardedLoop(uvloop.Loop):
         return await super().getaddrinfo(host, port, **kwargs)
 
 
-def guarded_loop() -> asyncio.AbstractEventLoop:
+def guarded_loop() -> uvloop.Loop:
     """For `uvloop.run(..., loop_factory=guarded_loop)`."""
     return GuardedLoop()
 

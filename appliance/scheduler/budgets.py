@@ -1,0 +1,376 @@
+"""Money, cloud tokens and GPU time: reserved before a call, settled after it, exact over a crash.
+
+A reservation is journalled before anything is sent and checked against every cap inside the
+writer's transaction, so that two calls at once cannot both take the last cent. While the call runs
+the provider's own figures are journalled as they become known (`seen`); a settlement replaces the
+promise by the bill.
+
+The hard case is a call whose end nobody here saw: cut, cancelled, or alive when the process was
+killed. What it cost is decided by what the journal last heard, always by the same rule:
+
+- nothing was heard of it, and we are alive: the provider refused or never began. Nothing is due.
+- it had begun: due is what was last seen. The engine tells of the prompt's cost at the answer's
+  first event and of the output every few tokens, so this is right to within one such step.
+- nothing was heard of it, and the process died: it may have begun unheard. The whole reservation
+  is due. The ledger may then say too much, never too little; the event says so (`assumed`).
+
+Totals are mirrored in memory for the router, which asks synchronously what is left; the mirror
+informs, the ledger decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+from appliance.clock import Clock, new_id
+from appliance.config.schema import Config
+from appliance.errors import ApplianceError
+from appliance.scheduler.caps import Limit, Payer, day_of, limits, standing_limits
+from appliance.store.journal import Draft, Journal
+from appliance.store.ledger import Currency, EntryKind, Ledger, Scope, SpendRow, Total
+from appliance.types import Json, Usage
+
+log = logging.getLogger(__name__)
+
+STREAM = "budget"
+SEEN_PAGE = 1_000
+"""Events read at once when a start looks back for what was seen."""
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A reservation that is still open."""
+
+    rows: tuple[SpendRow, ...]
+    turn_id: str
+    seen: Usage | None = None
+
+    @property
+    def reservation_id(self) -> str:
+        return self.rows[0].reservation_id
+
+
+class Hold:
+    """What `turns.step` holds during one call. Closed once; a second close does nothing."""
+
+    def __init__(self, budgets: Budgets, call: _Call) -> None:
+        self._budgets = budgets
+        self._call: _Call | None = call
+
+    async def settle(self, usage: Usage) -> None:
+        """The call ended and this is its bill."""
+        call, self._call = self._call, None
+        if call is not None:
+            await self._budgets.close(call, usage)
+
+    async def release(self) -> None:
+        """The call ended without a bill: what was seen of it is due, else nothing."""
+        call, self._call = self._call, None
+        if call is not None:
+            await self._budgets.close(call, call.seen)
+
+
+class Budgets:
+    """Satisfies `turns.step.Spending`, `turns.places.Purse` and the Claude engine's `Meter`.
+
+    `async with`: entering closes what a killed process left open and loads the mirror.
+    """
+
+    def __init__(
+        self, config: Callable[[], Config], journal: Journal, ledger: Ledger, clock: Clock
+    ) -> None:
+        self._config = config
+        self._journal = journal
+        self._ledger = ledger
+        self._clock = clock
+        self._open: dict[str, _Call] = {}
+        self._totals: dict[tuple[Currency, Scope, str, str], Total] = {}
+        self._warned: set[Limit] = set()
+
+    async def __aenter__(self) -> Self:
+        await self._recover()
+        await self._load()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return None
+
+    # --- turns.step.Spending --------------------------------------------------------------------
+
+    async def reserve(
+        self, *, agent: str, session_id: str, turn_id: str, micro_usd: int, cloud_tokens: int
+    ) -> Hold:
+        """Promise a call's worst case. On disk when it returns. Raises `BudgetExceeded` naming
+        the cap it would pass."""
+        amounts = {Currency.MICRO_USD: micro_usd, Currency.CLOUD_TOKENS: cloud_tokens}
+        promise = asyncio.ensure_future(self._reserve(Payer(agent, session_id), turn_id, amounts))
+        try:
+            call = await asyncio.shield(promise)
+        except asyncio.CancelledError:
+            with suppress(ApplianceError):  # the caller is gone, and with it who would be told
+                await asyncio.shield(self._close((await promise).rows, None, assumed=False))
+            raise
+        self._open[turn_id] = call
+        return Hold(self, call)
+
+    async def seen(self, turn_id: str, usage: Usage) -> None:
+        """What the turn's running call has cost so far, as its provider says."""
+        call = self._open.get(turn_id)
+        if call is None:
+            return
+        call.seen = usage
+        body = {"reservation": call.reservation_id, **_amounts_json(_amounts(usage))}
+        await self._journal.append(
+            Draft(STREAM, "budget.seen", {**body, "turn": turn_id}), durable=False
+        )
+
+    async def close(self, call: _Call, usage: Usage | None) -> None:
+        """Settle to the usage, or release if it is None. A cancelled caller does not stop it."""
+        if self._open.get(call.turn_id) is call:
+            del self._open[call.turn_id]
+        amounts = None if usage is None else _amounts(usage)
+        await asyncio.shield(self._close(call.rows, amounts, assumed=False))
+
+    # --- GPU time -------------------------------------------------------------------------------
+
+    async def charge_gpu(self, *, agent: str, session_id: str, turn_id: str, gpu_ms: int) -> None:
+        """Book slot time a local step has used. It is never refused here, since it is spent; the
+        cap stops the next step (`gpu_ms_left`)."""
+        rows = self._rows(Payer(agent, session_id), turn_id, {Currency.GPU_MS: gpu_ms})
+        rows = tuple(replace(row, caps=()) for row in rows)
+        settled = [_closing(row, EntryKind.SETTLE, gpu_ms, self._clock.wall_ms()) for row in rows]
+        await self._journal.append(
+            Draft(STREAM, "budget.gpu", {"agent": agent, "turn": turn_id, "gpu_ms": gpu_ms}),
+            index=[*rows, *settled],
+            durable=False,
+        )
+        self._book(rows, reserved=0, settled={Currency.GPU_MS: gpu_ms})
+        await self._warn(Payer(agent, session_id))
+
+    def gpu_ms_left(self, agent: str, session_id: str) -> int | None:
+        return self._left(Currency.GPU_MS, agent, session_id)
+
+    # --- turns.places.Purse ---------------------------------------------------------------------
+
+    def left_micro_usd(self, agent: str, session_id: str) -> int | None:
+        """The least that any cap leaves; 0 also where cloud tokens are used up; None: no cap."""
+        if self._left(Currency.CLOUD_TOKENS, agent, session_id) == 0:
+            return 0
+        return self._left(Currency.MICRO_USD, agent, session_id)
+
+    async def summary(self) -> dict[str, Any]:
+        """For `appliance budget`: what was spent today, and every standing cap."""
+        day = self._today()
+        rows = []
+        for limit in standing_limits(self._config(), day):
+            cap = limit.cap
+            total = await self._ledger.total(limit.currency, cap.scope, cap.name, cap.period)
+            rows.append(
+                {
+                    "scope": str(limit),
+                    "currency": limit.currency.value,
+                    "name": cap.name,
+                    "period": cap.period,
+                    "spent": total.settled,
+                    "reserved": total.reserved,
+                    "limit": cap.limit,
+                }
+            )
+        today = await self._ledger.total(Currency.MICRO_USD, period=day)
+        return {
+            "today_micro_usd": today.settled,
+            "reserved_micro_usd": today.reserved,
+            "caps": rows,
+        }
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    async def _reserve(self, payer: Payer, turn_id: str, amounts: dict[Currency, int]) -> _Call:
+        rows = self._rows(payer, turn_id, amounts)
+        body: dict[str, Json] = {
+            "reservation": rows[0].reservation_id,
+            "agent": payer.agent,
+            "session": payer.session_id,
+            "turn": turn_id,
+            **_amounts_json(amounts),
+        }
+        await self._journal.append(Draft(STREAM, "budget.reserved", body), index=rows)
+        for row in rows:
+            self._book((row,), reserved=row.amount, settled={})
+        await self._warn(payer)
+        return _Call(rows, turn_id)
+
+    def _rows(
+        self, payer: Payer, turn_id: str, amounts: dict[Currency, int]
+    ) -> tuple[SpendRow, ...]:
+        day = self._today()
+        caps = limits(self._config(), payer, day)
+        reservation_id = new_id("hold")
+        return tuple(
+            SpendRow(
+                id=new_id("spend"),
+                reservation_id=reservation_id,
+                kind=EntryKind.RESERVE,
+                currency=currency,
+                amount=amount,
+                agent=payer.agent,
+                session=payer.session_id,
+                turn=turn_id,
+                workflow="",
+                day=day,
+                at_ms=self._clock.wall_ms(),
+                caps=tuple(limit.cap for limit in caps if limit.currency is currency),
+            )
+            for currency, amount in amounts.items()
+        )
+
+    async def _close(
+        self,
+        rows: tuple[SpendRow, ...],
+        amounts: dict[Currency, int] | None,
+        *,
+        assumed: bool,
+    ) -> None:
+        kind = EntryKind.RELEASE if amounts is None else EntryKind.SETTLE
+        due = amounts or {}
+        now_ms = self._clock.wall_ms()
+        body: dict[str, Json] = {
+            "reservation": rows[0].reservation_id,
+            "agent": rows[0].agent,
+            "turn": rows[0].turn,
+            **_amounts_json(due),
+        }
+        if assumed:
+            body["assumed"] = True
+        name = "budget.released" if amounts is None else "budget.settled"
+        await self._journal.append(
+            Draft(STREAM, name, body),
+            index=[_closing(row, kind, due.get(row.currency, 0), now_ms) for row in rows],
+        )
+        for row in rows:
+            settled = {} if amounts is None else {row.currency: due.get(row.currency, 0)}
+            self._book((row,), reserved=-row.amount, settled=settled)
+
+    async def _recover(self) -> None:
+        """Close what a killed process left open, by the rule of the module."""
+        calls: dict[str, list[SpendRow]] = {}
+        for row in await self._ledger.open_reservations():
+            calls.setdefault(row.reservation_id, []).append(row)
+        if not calls:
+            return
+        seen = await self._last_seen(set(calls), min(row.at_ms for (row, *_) in calls.values()))
+        for reservation_id, rows in calls.items():
+            known = seen.get(reservation_id)
+            due = known or {row.currency: row.amount for row in rows}
+            log.info("a call of turn %s was under way at the last end: %s settled as %s",
+                     rows[0].turn, _amounts_json(due), "seen" if known else "reserved")  # fmt: skip
+            await self._close(tuple(rows), due, assumed=known is None)
+
+    async def _last_seen(
+        self, reservations: set[str], since_ms: int
+    ) -> dict[str, dict[Currency, int]]:
+        """What the journal last heard of each, the newest events first."""
+        seen: dict[str, dict[Currency, int]] = {}
+        before: int | None = None
+        while events := await self._journal.read(
+            STREAM, before=before, limit=SEEN_PAGE, newest_first=True, kinds=["budget.seen"]
+        ):
+            for event in events:
+                if event.body["reservation"] in reservations:
+                    seen.setdefault(
+                        event.body["reservation"],
+                        {
+                            currency: int(event.body[currency.value])
+                            for currency in (Currency.MICRO_USD, Currency.CLOUD_TOKENS)
+                        },
+                    )
+            if events[-1].at_ms < since_ms:
+                break
+            before = events[-1].seq
+        return seen
+
+    async def _load(self) -> None:
+        day = self._today()
+        for currency in Currency:
+            for scope, periods in (
+                (Scope.ALL, (day, day[:7])),
+                (Scope.AGENT, (day, day[:7])),
+                (Scope.SESSION, ("",)),
+            ):
+                for period in periods:
+                    found = await self._ledger.totals(currency, scope, period)
+                    for name, total in found.items():
+                        self._totals[currency, scope, name, period] = total
+        for limit in standing_limits(self._config(), day):
+            if self._share(limit) >= self._config().budgets.warn_share:
+                self._warned.add(limit)
+
+    def _book(
+        self, rows: tuple[SpendRow, ...], *, reserved: int, settled: dict[Currency, int]
+    ) -> None:
+        for row in rows:
+            for scope, name in (
+                (Scope.ALL, ""), (Scope.AGENT, row.agent), (Scope.SESSION, row.session)
+            ):  # fmt: skip
+                for period in ("", row.day[:7], row.day):
+                    key = row.currency, scope, name, period
+                    was = self._totals.get(key, Total(0, 0))
+                    more = settled.get(row.currency, 0)
+                    self._totals[key] = Total(was.reserved + reserved, was.settled + more)
+
+    def _left(self, currency: Currency, agent: str, session_id: str) -> int | None:
+        found = limits(self._config(), Payer(agent, session_id), self._today())
+        return min(
+            (max(each.cap.limit - self._total(each).promised, 0)
+             for each in found if each.currency is currency),
+            default=None,
+        )  # fmt: skip
+
+    def _total(self, limit: Limit) -> Total:
+        cap = limit.cap
+        key = limit.currency, cap.scope, cap.name, cap.period
+        return self._totals.get(key, Total(0, 0))
+
+    def _share(self, limit: Limit) -> float:
+        return self._total(limit).promised / limit.cap.limit if limit.cap.limit else 1.0
+
+    async def _warn(self, payer: Payer) -> None:
+        """Say once per cap and period that it is nearly reached."""
+        share = self._config().budgets.warn_share
+        for limit in limits(self._config(), payer, self._today()):
+            if limit in self._warned or self._share(limit) < share:
+                continue
+            self._warned.add(limit)
+            total = self._total(limit)
+            log.warning("budget: %s is at %d of %d", limit, total.promised, limit.cap.limit)
+            body = {"cap": str(limit), "promised": total.promised, "limit": limit.cap.limit}
+            await self._journal.append(Draft(STREAM, "budget.warned", body), durable=False)
+
+    def _today(self) -> str:
+        return day_of(self._clock.wall_ms())
+
+
+def _amounts(usage: Usage) -> dict[Currency, int]:
+    return {
+        Currency.MICRO_USD: usage.spend_micro_usd,
+        Currency.CLOUD_TOKENS: usage.prompt_tokens + usage.output_tokens,
+    }
+
+
+def _amounts_json(amounts: dict[Currency, int]) -> dict[str, Json]:
+    return {currency.value: amount for currency, amount in amounts.items()}
+
+
+def _closing(row: SpendRow, kind: EntryKind, amount: int, at_ms: int) -> SpendRow:
+    return replace(row, id=new_id("spend"), kind=kind, amount=amount, at_ms=at_ms, caps=())
