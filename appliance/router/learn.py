@@ -155,7 +155,7 @@ class Learner:
             }
         )
         out = io.BytesIO()
-        np.savez_compressed(
+        np.savez(
             out,
             names=np.array(names),
             local=scorer.sides[Place.LOCAL].weights,

@@ -1,0 +1,86 @@
+"""The bench's measures are those of the paper, and its `score` writes one number a query."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCH = ROOT / "scripts" / "bench"
+DATA = ROOT.parent / "shared" / "routing-data"
+sys.path.insert(0, str(BENCH))
+
+from router_lib import metrics  # noqa: E402
+
+
+def test_a_perfect_order_beats_chance_and_its_reverse_does_as_badly() -> None:
+    draw = np.random.default_rng(0)
+    weak = (draw.random(2_000) < 0.6).astype(float)
+    strong = np.ones(2_000)
+    assert metrics.apgr(1 - weak, weak, strong) > 0.7
+    assert metrics.apgr(weak, weak, strong) < 0.3
+    assert metrics.apgr(draw.random(2_000), weak, strong) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.skipif(
+    not DATA.is_dir(), reason="the public routing data are not beside this checkout"
+)
+@pytest.mark.parametrize(
+    ("name", "apgr", "cpt50", "cpt80"),
+    [("rl_mmlu", 0.544, 44.84, 78.13), ("rl_gsm8k", 0.604, 33.42, 65.97)],
+)
+def test_prompt_length_measures_what_it_is_known_to(
+    name: str, apgr: float, cpt50: float, cpt80: float
+) -> None:
+    with gzip.open(DATA / f"{name}.csv.gz", "rt", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    weak, strong = (np.array([float(row[key]) for row in rows]) for key in ("weak", "strong"))
+    length = np.array([float(len(row["prompt"])) for row in rows])
+    assert metrics.apgr(length, weak, strong) == pytest.approx(apgr, abs=0.001)
+    assert metrics.cpt(length, weak, strong, 0.5) == pytest.approx(cpt50, abs=0.01)
+    assert metrics.cpt(length, weak, strong, 0.8) == pytest.approx(cpt80, abs=0.01)
+
+
+@pytest.mark.parametrize("stage", ["before", "after"])
+def test_score_writes_a_number_for_every_query_of_an_unmarked_file(
+    tmp_path: Path, stage: str
+) -> None:
+    train, data, out = tmp_path / "train", tmp_path / "new.csv.gz", tmp_path / "scores.csv"
+    train.mkdir()
+    _write(train / "sums.csv.gz", count=60, marked=True)
+    _write(data, count=20, marked=False)
+    command = [sys.executable, str(BENCH / "router.py"), "score", "--train", str(train)]
+    command += ["--labels", "40", "--data", str(data), "--stage", stage, "--out", str(out)]
+    subprocess.run(command, check=True, timeout=60)
+    with out.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert [row["query_id"] for row in rows] == [f"new/{i}" for i in range(20)]
+    assert len({row["score"] for row in rows}) > 10
+
+
+def _write(path: Path, *, count: int, marked: bool) -> None:
+    draw = np.random.default_rng(count)
+    name = path.name.split(".")[0]
+    with gzip.open(path, "wt", encoding="utf-8", newline="") as out:
+        columns = ["query_id", "group", "prompt", "weak_answer", "weak_out_chars", "ans_other"]
+        writer = csv.DictWriter(out, columns + ["weak", "strong"] * marked)
+        writer.writeheader()
+        for i in range(count):
+            terms = draw.integers(1, 99, draw.integers(2, 9))
+            row = {
+                "query_id": f"{name}/{i}",
+                "group": name,
+                "prompt": f"What is the sum of {', '.join(map(str, terms))}?",
+                "weak_answer": str(terms.sum() + int(draw.integers(0, 2))),
+                "weak_out_chars": str(20 * len(terms)),
+                "ans_other": str(terms.sum()),
+            }
+            if marked:
+                row |= {"weak": str(float(len(terms) < 5)), "strong": "1.0"}
+            writer.writerow(row)
