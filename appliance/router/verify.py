@@ -38,8 +38,8 @@ class AnswerFacts:
 
     `p_right` is what the score expected of this model before it answered; `agreement` the share of
     further local samples that gave the same answer; `was_cut` that it ended at the local model's
-    window or in a loop, not at the caller's own limit. `cloud_*` describe the best open cloud candidate, None when
-    there is none.
+    window or in a loop, not at the caller's own limit. `cloud_*` describe the best open cloud
+    candidate, None when there is none.
     """
 
     calls_valid: bool | None = None
