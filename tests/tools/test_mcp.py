@@ -45,9 +45,7 @@ def open_box(tmp_path: Path, folder: Path, make_config: MakeConfig) -> Open:
         server = McpConfig(
             command=(sys.executable, str(FAKES / "server.py"), behaviour, str(folder)),
             paths=(str(folder),),
-            timeout_s=0.8,
-            start_timeout_s=8.0,
-            **section,
+            **{"timeout_s": 0.8, "start_timeout_s": 8.0, **section},
         )
         config = make_config({"fake": server})
         state = tmp_path / "state"
@@ -160,6 +158,7 @@ async def test_a_bad_tool_list_is_bounded_cleaned_and_does_not_mislead(
             assert len(spec.description) < 1_200
             assert not {"\x1b", "​", "‮", "\U000e006f"} & set(spec.description)
             assert ".." not in spec.name
+        for spec in specs[:8]:
             box.prepare(ToolCallBlock("c", spec.name, {"n": "a" * 5_000 + "!"}), ctx)
         if behaviour == "poison":
             assert {spec.name for spec in specs} == {"fake__look", "fake__act"}

@@ -44,25 +44,42 @@ class Catalogue:
     left_out: tuple[str, ...] = ()
 
 
+def sound(listing: Sequence[Mapping[str, Json]]) -> tuple[list[dict[str, Json]], list[str]]:
+    """The first entries of a list whose schemas can be used, and why others cannot. Slow: it
+    checks every schema, some milliseconds each; once per list, off the loop."""
+    kept: list[dict[str, Json]] = []
+    left_out: list[str] = []
+    for entry in listing[:TOOLS_MAX]:
+        problem = schema_problem(entry.get("inputSchema"))
+        if problem:
+            left_out.append(f"{visible(str(entry.get('name')), 80)}: {problem}")
+        else:
+            kept.append(dict(entry))
+    if len(listing) > TOOLS_MAX:
+        left_out.append(f"{len(listing) - TOOLS_MAX} more than {TOOLS_MAX} tools")
+    return kept, left_out
+
+
 def catalogue(
     server: str,
     listing: Sequence[Mapping[str, Json]],
+    digest: str,
     wanted: Sequence[str] = (),
     effects: Mapping[str, Effect] | None = None,
 ) -> Catalogue:
-    """A catalogue of what a server listed, as its JSON has it.
+    """A catalogue of a sound list of a server, as its JSON has it.
 
-    `wanted` are patterns of their names, empty for all; `effects` override what the server's
+    `digest` is that of the whole list; `wanted` are patterns of their names, empty for all; `effects` override what the server's
     annotations say of itself.
     """
     tools: dict[str, RemoteTool] = {}
     left_out: list[str] = []
-    for entry in listing[:TOOLS_MAX]:
+    for entry in listing:
         name = str(entry.get("name", ""))
         if wanted and not any(fnmatchcase(name, pattern) for pattern in wanted):
             continue
         ours = f"{server}{SEPARATOR}{name.replace('.', '_')}"
-        problem = _problem(name, ours, entry, tools)
+        problem = _problem(name, ours, tools)
         if problem:
             left_out.append(f"{visible(name, 80)}: {problem}")
             continue
@@ -73,12 +90,10 @@ def catalogue(
             effect=(effects or {}).get(name) or _effect(entry.get("annotations") or {}),
         )
         tools[ours] = RemoteTool(name, spec)
-    if len(listing) > TOOLS_MAX:
-        left_out.append(f"{len(listing) - TOOLS_MAX} more than {TOOLS_MAX} tools")
-    return Catalogue(tools, digest(listing), tuple(left_out))
+    return Catalogue(tools, digest, tuple(left_out))
 
 
-def digest(listing: Sequence[Mapping[str, Json]]) -> str:
+def digest_of(listing: Sequence[Mapping[str, Json]]) -> str:
     """SHA-256 of all that could matter: names, descriptions, schemas, annotations; order aside."""
     kept = sorted(
         json.dumps(
@@ -91,14 +106,10 @@ def digest(listing: Sequence[Mapping[str, Json]]) -> str:
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()
 
 
-def _problem(
-    name: str, ours: str, entry: Mapping[str, Json], taken: Mapping[str, RemoteTool]
-) -> str:
+def _problem(name: str, ours: str, taken: Mapping[str, RemoteTool]) -> str:
     if not _NAME.fullmatch(name) or len(ours) > NAME_MAX_CHARS:
         return "no usable name"
-    if ours in taken:
-        return "the name is there twice"
-    return schema_problem(entry.get("inputSchema"))
+    return "the name is there twice" if ours in taken else ""
 
 
 def _description(server: str, text: str) -> str:

@@ -26,7 +26,7 @@ def folders_needed(command: Sequence[str]) -> tuple[str, ...]:
     """Folders outside the system's that the program and its interpreter lie in."""
     needed: list[str] = []
     for path in _programs(command[0]):
-        needed.append(_prefix(path))
+        needed.append(_package_root(path) if "/node_modules/" in path else _prefix(path))
     for argument in command[1:]:
         if os.path.isabs(argument) and os.path.isfile(argument):
             needed.append(_package_root(os.path.realpath(argument)))
@@ -49,7 +49,8 @@ def _programs(path: str) -> list[str]:
             continue
         found.append(path)
         if os.path.islink(path):
-            pending.append(os.path.join(os.path.dirname(path), os.readlink(path)))
+            target = os.path.join(os.path.dirname(path), os.readlink(path))
+            pending.append(os.path.normpath(target))
         else:
             pending += _interpreter(path)
     return found
@@ -64,7 +65,8 @@ def _interpreter(path: str) -> list[str]:
     if not line.startswith(b"#!"):
         return []
     words = line[2:].decode("utf-8", "replace").split()
-    return words[:1]
+    found = [] if len(words) < 2 else [shutil.which(words[1])]
+    return words[:1] + [program for program in found if program]
 
 
 def _prefix(path: str) -> str:

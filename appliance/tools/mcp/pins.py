@@ -17,6 +17,8 @@ from appliance.types import Json
 
 @dataclass(frozen=True, slots=True)
 class Pin:
+    """`digest` is that of all the server listed, `listing` what of it is sound."""
+
     digest: str
     listing: tuple[dict[str, Json], ...]
 

@@ -21,7 +21,7 @@ from appliance.clock import Clock
 from appliance.config.tools import McpConfig
 from appliance.tools import schema
 from appliance.tools.mcp import pins
-from appliance.tools.mcp.catalogue import Catalogue, catalogue
+from appliance.tools.mcp.catalogue import Catalogue, catalogue, digest_of, sound
 from appliance.tools.mcp.launch import folders_needed, resolve
 from appliance.tools.ports import Ports
 from appliance.tools.sandbox.limits import UNLIMITED, Limits
@@ -122,7 +122,8 @@ class McpServer:
 
         connection.tools_changed = False
         try:
-            self._check(await connection.list_tools(self.config.start_timeout_s))
+            listing = await connection.list_tools(self.config.start_timeout_s)
+            await asyncio.to_thread(self._check, listing)
         except Unavailable:
             self._stop.set()
             raise
@@ -168,7 +169,7 @@ class McpServer:
         try:
             async with self._open() as connection:
                 listing = await connection.list_tools(self.config.start_timeout_s)
-                self._check(listing)
+                await asyncio.to_thread(self._check, listing)
                 opened.set_result(connection)
                 await _first(connection.closed, stop)
                 connection.closed.set()
@@ -187,12 +188,12 @@ class McpServer:
 
     def _check(self, listing: list[dict[str, Json]]) -> None:
         """Compare with the accepted list, or accept the first. Raises `Unavailable`."""
-        fresh = self._catalogue(pins.Pin("", tuple(listing)))
-        offered = pins.Pin(fresh.digest, tuple(listing))
+        kept, left_out = sound(listing)
+        offered = pins.Pin(digest_of(listing), tuple(kept))
         accepted = pins.load(self._pins, self.name)
         if accepted is None:
             pins.save(self._pins, self.name, offered)
-        elif accepted.digest != fresh.digest:
+        elif accepted.digest != offered.digest:
             self._offered = offered
             self.catalogue = Catalogue({}, accepted.digest)
             self.state = "changed"
@@ -201,10 +202,11 @@ class McpServer:
                 "nothing of it runs until a person accepts the new list"
             )
             raise Unavailable(self.problem)
-        self.catalogue = fresh
+        fresh = self._catalogue(offered)
+        self.catalogue = replace(fresh, left_out=(*left_out, *fresh.left_out))
 
     def _catalogue(self, pin: pins.Pin) -> Catalogue:
-        return catalogue(self.name, pin.listing, self.config.tools, self.config.effects)
+        return catalogue(self.name, pin.listing, pin.digest, self.config.tools, self.config.effects)
 
     def _open(self) -> AbstractAsyncContextManager[Connection]:
         from appliance.tools.mcp import connection, stdio

@@ -66,7 +66,7 @@ class McpServers:
     ) -> None:
         for server in self._servers.values():
             await server.close()
-        await self._group.__aexit__(kind, error, trace)
+        await self._group.__aexit__(None, None, None)  # what went wrong inside stays as it is
 
     def specs(self, names: tuple[str, ...]) -> tuple[ToolSpec, ...]:
         """Tools of these servers, as far as their accepted lists are known."""
