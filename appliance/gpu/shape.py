@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.errors import ModelBroken
 from appliance.gpu import gguf
-from appliance.gpu.gguf import GgufHeader, Skipped
+from appliance.gpu.gguf import GgufHeader
+from appliance.gpu.keys import Keys
 from appliance.gpu.types import LayerKind, LayerShape, ModelShape
 
 MAX_LAYERS = 1024
@@ -138,7 +138,7 @@ def read_shape(path: Path) -> ModelShape:
 
 
 def shape_from(headers: Sequence[GgufHeader], content_hash: str = "") -> ModelShape:
-    keys = _Keys(headers[0])
+    keys = Keys(headers[0])
     arch = keys.architecture
     n_layer = keys.integer("block_count")
     if not 0 < n_layer <= MAX_LAYERS:
@@ -189,72 +189,14 @@ def shape_from(headers: Sequence[GgufHeader], content_hash: str = "") -> ModelSh
     )
 
 
-def layer_head_kv(keys: _Keys, il: int, n_layer: int) -> int:
+def layer_head_kv(keys: Keys, il: int, n_layer: int) -> int:
     """KV heads of one layer; as many as query heads where the file says nothing."""
     heads = keys.per_layer("attention.head_count", il, n_layer, 0)
     return keys.per_layer("attention.head_count_kv", il, n_layer, heads)
 
 
-class _Keys:
-    """The metadata of one file with the architecture's prefix understood."""
-
-    def __init__(self, header: GgufHeader) -> None:
-        self._header = header
-        self.architecture = header.architecture
-
-    def broken(self, reason: str) -> ModelBroken:
-        path = self._header.path
-        return ModelBroken(
-            f"{path.name} {reason}",
-            hint="convert it again with a current llama.cpp",
-            details={"path": str(path), "reason": reason},
-        )
-
-    def raw(self, key: str) -> gguf.Value | None:
-        return self._header.metadata.get(f"{self.architecture}.{key}")
-
-    def text(self, key: str) -> str:
-        value = self._header.metadata.get(key)
-        return value if isinstance(value, str) else ""
-
-    def items(self, key: str) -> int | None:
-        """How many items the array at this full key has."""
-        value = self._header.metadata.get(key)
-        if isinstance(value, Skipped):
-            return value.items
-        return len(value) if isinstance(value, tuple) else None
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self.raw(key)
-        if value is None and default is not None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 40:
-            raise self.broken(f"has no usable {self.architecture}.{key} ({value!r})")
-        return value
-
-    def per_layer(self, key: str, il: int, n_layer: int, default: int) -> int:
-        """A key that is one number or one per layer (`get_key_or_arr`)."""
-        value = self.raw(key)
-        if not isinstance(value, tuple):
-            return self.integer(key, default)
-        if len(value) < n_layer:
-            raise self.broken(f"has {len(value)} items in {key}, {n_layer} layers")
-        item = value[il]
-        if not isinstance(item, int) or not 0 <= item < 1 << 40:
-            raise self.broken(f"has {item!r} in {key}")
-        return int(item)
-
-    def head_length(self, which: str, is_sliding: bool) -> int:
-        """Elements of one head's key or value; `n_embd / n_head` only where the file is silent."""
-        heads = self.per_layer("attention.head_count", 0, 1, 0)
-        full = self.integer("embedding_length") // heads if heads else 0
-        if heads or self.architecture == "plamo2":
-            full = self.integer(f"attention.{which}_length", full)
-        return self.integer(f"attention.{which}_length_swa", full) if is_sliding else full
-
-
 def _layer(
-    keys: _Keys,
+    keys: Keys,
     il: int,
     n_layer: int,
     is_sliding: bool,
@@ -283,7 +225,7 @@ def _layer(
     )
 
 
-def _memory_of(keys: _Keys, il: int, n_layer: int) -> tuple[bool, bool]:
+def _memory_of(keys: Keys, il: int, n_layer: int) -> tuple[bool, bool]:
     """Whether this layer has a KV cache, and whether it has a recurrent state."""
     arch = keys.architecture
     n_trunk = n_layer - keys.integer("nextn_predict_layers", 0)
@@ -314,12 +256,11 @@ def _memory_of(keys: _Keys, il: int, n_layer: int) -> tuple[bool, bool]:
     return True, False
 
 
-def _state_widths(keys: _Keys) -> tuple[int, int]:
+def _state_widths(keys: Keys) -> tuple[int, int]:
     """f32 elements per sequence: `llama_hparams::n_embd_r` and `n_embd_s`, same order of cases."""
     n_embd = keys.integer("embedding_length")
     if head := keys.integer("wkv.head_size", 0):
-        default_shifts = 1 if keys.architecture in ("rwkv6qwen2", "arwkv7") else 2
-        return keys.integer("token_shift_count", default_shifts) * n_embd, n_embd * head
+        return keys.integer("token_shift_count", 2) * n_embd, n_embd * head
     conv, inner = keys.integer("ssm.conv_kernel", 0), keys.integer("ssm.inner_size", 0)
     state, groups = keys.integer("ssm.state_size", 0), keys.integer("ssm.group_count", 0)
     if cache := keys.integer("shortconv.l_cache", 0):
@@ -333,7 +274,7 @@ def _state_widths(keys: _Keys) -> tuple[int, int]:
     return max(conv - 1, 0) * (inner + 2 * groups * state), state * inner
 
 
-def _sliding_layers(keys: _Keys, n_layer: int) -> tuple[int, tuple[bool, ...]]:
+def _sliding_layers(keys: Keys, n_layer: int) -> tuple[int, tuple[bool, ...]]:
     """The window in tokens (0: none) and which layers have it."""
     none = (False,) * n_layer
     arch = keys.architecture
@@ -414,7 +355,7 @@ def _is_gated(headers: Sequence[GgufHeader]) -> bool:
     return False
 
 
-def _vocabulary(keys: _Keys, headers: Sequence[GgufHeader]) -> int:
+def _vocabulary(keys: Keys, headers: Sequence[GgufHeader]) -> int:
     for header in headers:
         for tensor in header.tensors:
             if tensor.name == "token_embd.weight" and len(tensor.dimensions) > 1:
