@@ -101,6 +101,9 @@ class ModelState:
     loads: int = 0
     size_bytes: int = 0
     """Of its latest placement."""
+    checked_epoch: int = -1
+    misfit: str = ""
+    """Why it could not even be loaded alone, when last checked; empty if it could."""
     current: Instance | None = None
     """The instance that is starting or ready; leaving ones are in `Book.instances` alone."""
     claim: Claim | None = None
@@ -138,6 +141,8 @@ class Book:
     draining: bool = False
     effects: list[Effect] = field(default_factory=list)
     next_id: int = 0
+    epoch: int = 0
+    """Counts changes of capacity and configuration: what fits at all is asked once in each."""
 
     def fresh(self, prefix: str) -> str:
         self.next_id += 1

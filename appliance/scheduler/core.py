@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from heapq import heappop, heappush
+from itertools import islice
 from typing import assert_never
 
 from appliance.scheduler import grants, outlook, pressure, room
@@ -236,6 +237,7 @@ class Core:
 
     def _configured(self, event: ConfigChanged, now_s: float) -> None:
         book = self._book
+        book.epoch += 1
         wanted = {spec.name: spec for spec in event.models}
         bound = {model for agent in event.agents for model in agent.models[:1]}
         was_bound = {model for agent in book.agents.values() for model in agent.models[:1]}
@@ -350,6 +352,7 @@ class Core:
         times = [book.foreign.next_fall_s()]
         if self._deadlines:
             times.append(self._deadlines[0][0])
+        some_victim = list(islice(book.ready(), 1))
         for model in book.queue.models():
             state = book.models[model]
             oldest = book.queue.oldest(model)
@@ -358,8 +361,7 @@ class Core:
                 if retry_s > 0:
                     times.append(now_s + retry_s)
                 else:
-                    victims = list(book.ready())
-                    patience_s = room.swap_patience_s(book, state, victims[:1])
+                    patience_s = room.swap_patience_s(book, state, some_victim)
                     times.append(max(oldest.since_s + patience_s, now_s + 1.0))
         for instance in book.ready():
             if instance.spec.idle_unload_s is not None and not instance.leases:
@@ -387,10 +389,13 @@ class Core:
             reason = f"{model} crashed {crashes} times in a minute: {state.breaker.reason}"
             return RefusalCode.ENGINE_FAILED, reason
         if state.spec.needs_memory and state.claim is None:
-            fit = room.can_ever_fit(book, state)
-            if isinstance(fit, Misfit):
-                return RefusalCode.NO_CAPACITY, f"{model} does not fit: {fit.reason}"
-            state.size_bytes = fit.total_bytes
+            if state.checked_epoch != book.epoch:
+                fit = room.can_ever_fit(book, state)
+                state.checked_epoch = book.epoch
+                state.misfit = fit.reason if isinstance(fit, Misfit) else ""
+                state.size_bytes = 0 if isinstance(fit, Misfit) else fit.total_bytes
+            if state.misfit:
+                return RefusalCode.NO_CAPACITY, f"{model} does not fit: {state.misfit}"
         return None
 
     def _retry_s(self, model: str, now_s: float) -> float | None:

@@ -34,6 +34,9 @@ _GRAIN = 0.05
 _LOADS_LEARNING = 0.05
 """Weight of the newest gap between two loads."""
 
+_STALE = 0.05
+"""Of the expected time until the next use, the part for which a forecast need not be made anew."""
+
 _NEVER_S = 1e9
 
 
@@ -46,6 +49,16 @@ class _Expert:
     shadow: dict[str, int] = field(default_factory=dict)
     shadow_bytes: int = 0
     cost_s: float = 0.0
+    known: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Rates by model and when they were computed; dropped when the model is asked for."""
+
+    def expected(self, model: str, now_s: float) -> float:
+        """`rate`, or what it was a moment ago, a moment being short against the expected wait."""
+        rate, at_s = self.known.get(model, (0.0, -_NEVER_S))
+        if (now_s - at_s) * rate >= _STALE or rate == 0.0:
+            rate = self.rate(model, now_s)
+            self.known[model] = (rate, now_s)
+        return rate
 
 
 class Forecast:
@@ -82,6 +95,7 @@ class Forecast:
         self._rhythms.observe(agent, model, now_s)
         self._last_s[model] = now_s
         for expert in self._experts:
+            expert.known.pop(model, None)
             expert.cost_s *= _FADE
             if model not in expert.shadow:
                 expert.cost_s += reload_s
@@ -89,6 +103,7 @@ class Forecast:
         if self._use_weight > 1e100:
             self._uses = {name: uses / self._use_weight for name, uses in self._uses.items()}
             self._use_weight = 1.0
+            self._experts[-1].known.clear()
         best = min(self._experts, key=lambda expert: expert.cost_s)
         if best.cost_s + reload_s < self._best.cost_s:
             self._best = best
@@ -106,7 +121,7 @@ class Forecast:
         """Seconds from now until the model is expected to be asked for again."""
         if model not in self._last_s:
             return _NEVER_S
-        rate = self._best.rate(model, now_s)
+        rate = self._best.expected(model, now_s)
         return 1 / rate if rate > 1 / _NEVER_S else _NEVER_S
 
     def forget(self, model: str) -> None:
@@ -116,13 +131,14 @@ class Forecast:
         self._rhythms.forget(model)
         for expert in self._experts:
             expert.shadow_bytes -= expert.shadow.pop(model, 0)
+            expert.known.pop(model, None)
 
     def _admit(self, expert: _Expert, model: str, size: int, budget: int, now_s: float) -> None:
         """Lets the expert's shadow load a model, in place of what the expert values least."""
         shadow = expert.shadow
         while shadow and expert.shadow_bytes + size > budget:
             worth = {
-                name: expert.rate(name, now_s) * self._reload_s[name] / held
+                name: expert.expected(name, now_s) * self._reload_s[name] / held
                 for name, held in shadow.items()
             }
             victim = min(shadow, key=lambda name: (worth[name], self._last_s[name], name))

@@ -9,9 +9,9 @@ urgent is granted anything. Leases end, instances fall idle, `room` stops them, 
 Proof of the bound. Let R wait for a model that is not loaded and can be delayed. A grant to a
 later, not more urgent request adds one to R's count, and it happens only while no older due request
 stands as a barrier, so in particular only while R's own count is below `max_overtaken`. Hence the
-count never exceeds it. Once R's load cannot be delayed any more (its victims are idle or gone, or it is
-loading), passes cost R nothing and are not counted. When R's model is loaded, only grants on it can
-delay R, only they are counted, and `WaitingQueue.first` serves the oldest due request first. ∎
+count never exceeds it. Once R's load cannot be delayed any more (its victims are idle or gone, or
+it is loading), passes cost R nothing and are not counted. When R's model is loaded, only grants on
+it can delay R, only they are counted, and `WaitingQueue.first` serves the oldest due one first. ∎
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ def preempt(book: Book, instance: Instance, held: Held, reason: str, now_s: floa
 
 def _barrier(book: Book, now_s: float) -> Waiting | None:
     """The oldest due request for whose model no room is being made."""
+    if not book.queue.has_due:
+        return None
     oldest: Waiting | None = None
     for model in book.queue.models():
         if not book.can_be_delayed(model, now_s):

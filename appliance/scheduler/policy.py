@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 
@@ -20,10 +19,6 @@ class Policy:
     """The part of the time that swapping may cost: a model keeps its place against waiters until it
     has worked `(1/share - 1)` times what the swap costs in load seconds."""
 
-    hold_s: float = 2.0
-    """How long an idle model is kept for an agent between two steps of a turn (a tool call, a
-    short thought) while another model waits; only if its return is expected in that time."""
-
     wait_for_dry: bool = False
     """Never unload a model while any other loaded one has work waiting: fewest loads, longest
     waits. For machines that serve one step at a time, and for measuring collation alone."""
@@ -39,10 +34,5 @@ class Policy:
     backoff_s: float = 1.0
     """Pause before restarting after a crash; doubles with each crash in the window."""
 
-    eager_load: bool = True
-    """Load for the next model while others work. False serves strictly one thing at a time."""
-
     seed_service_s: float = 2.0
     """Seconds a step takes before any was measured."""
-
-    horizon_s: float = math.inf

@@ -21,6 +21,7 @@ def observe(book: Book, devices: tuple[DeviceView, ...], now_s: float) -> None:
     for gone in [name for name in book.views if name not in seen]:
         del book.views[gone]
         book.ledger.close(gone)
+        book.epoch += 1
     refresh(book, now_s)
 
 
@@ -30,6 +31,7 @@ def refresh(book: Book, now_s: float) -> None:
         budget = max(view.capacity_bytes - book.foreign.held(name, now_s), 0)
         if budget != book.ledger.capacity(name) or name not in book.ledger.accounts():
             book.ledger.set_capacity(name, budget)
+            book.epoch += 1
 
 
 def relieve(book: Book, now_s: float) -> None:

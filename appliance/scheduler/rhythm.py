@@ -19,7 +19,12 @@ sums, rebuilt when it changes, and a query reads a handful of numbers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from math import floor, log2
+
+_USERS_ASKED = 4
+"""Agents considered per model, those first who used it last: bounds the cost of a forecast."""
 
 BINS = 56
 """Bin b > 0 holds gaps from 2^((b-5)/2) to 2^((b-4)/2) seconds: a quarter second to a year."""
@@ -115,12 +120,23 @@ class Gaps:
 class _Agent:
     """What is known of one agent."""
 
-    __slots__ = ("gaps", "last_model", "last_s", "moves", "returns", "stays", "uses", "uses_total")
+    __slots__ = (
+        "gaps",
+        "last_model",
+        "last_s",
+        "moves",
+        "moves_total",
+        "returns",
+        "stays",
+        "uses",
+        "uses_total",
+    )
 
     def __init__(self) -> None:
         self.gaps, self.stays, self.returns = Gaps(), Gaps(), Gaps()
         self.last_model, self.last_s = "", 0.0
         self.moves: dict[str, dict[str, float]] = {}
+        self.moves_total: dict[str, float] = {}
         self.uses: dict[str, float] = {}
         self.uses_total = 0.0
 
@@ -155,7 +171,7 @@ class Rhythms:
     def agent_rate(self, model: str, now_s: float) -> float:
         """Uses per second by the agents' next requests."""
         total = 0.0
-        for agent, _, _ in self._pairs.get(model, {}).values():
+        for agent, _, _ in self._recent_users(model):
             silent_s = now_s - agent.last_s
             every, stay = agent.gaps.joint_rates(agent.stays, silent_s)
             if agent.last_model == model:
@@ -166,9 +182,10 @@ class Rhythms:
 
     def return_rate(self, model: str, now_s: float) -> float:
         """Uses per second by the agents that used this model before."""
-        return sum(
-            gaps.rate(now_s - last[0]) for _, gaps, last in self._pairs.get(model, {}).values()
-        )
+        return sum(gaps.rate(now_s - last[0]) for _, gaps, last in self._recent_users(model))
+
+    def _recent_users(self, model: str) -> Iterator[tuple[_Agent, Gaps, list[float]]]:
+        return islice(reversed(self._pairs.get(model, {}).values()), _USERS_ASKED)
 
     def forget(self, model: str) -> None:
         """The model is gone from the configuration."""
@@ -187,12 +204,14 @@ class Rhythms:
         else:
             moves = agent.moves.setdefault(agent.last_model, {})
             moves[model] = moves.get(model, 0.0) + 1.0
+            total = agent.moves_total.get(agent.last_model, 0.0)
+            agent.moves_total[agent.last_model] = total + 1.0
 
     def _observe_return(self, name: str, agent: _Agent, model: str, now_s: float) -> None:
         users = self._pairs.setdefault(model, {})
-        if name not in users:
-            users[name] = (agent, Gaps(), [now_s])
-        _, gaps, last = users[name]
+        known = users.pop(name) if name in users else (agent, Gaps(), [now_s])
+        users[name] = known
+        _, gaps, last = known
         if agent.uses[model] > 1:
             gap_bin = bin_of(now_s - last[0])
             gaps.add(gap_bin)
@@ -208,4 +227,5 @@ def _share_of_moves(agent: _Agent, model: str) -> float:
     moves = agent.moves.get(agent.last_model, {})
     others = agent.uses_total - agent.uses.get(agent.last_model, 0.0)
     habit = agent.uses.get(model, 0.0) / others if others > 0 else 0.0
-    return (moves.get(model, 0.0) + _BORROWED * habit) / (sum(moves.values()) + _BORROWED)
+    total = agent.moves_total.get(agent.last_model, 0.0)
+    return (moves.get(model, 0.0) + _BORROWED * habit) / (total + _BORROWED)

@@ -6,8 +6,7 @@ several models at once: the bytes it counts on are held for it, so nobody else's
 hole, and its victims are granted nothing more.
 
 When to swap is the older question. Swapping at every request of another model is what makes a queue
-in arrival order slow; never swapping starves. Idle victims go at once, unless an agent is expected
-back on them within `hold_s` (the pause between two steps of a turn). Busy victims, and idle ones
+in arrival order slow; never swapping starves. Idle victims go at once. Busy victims, and idle ones
 under `wait_for_dry`, go when the waiter's turn has come: it is due (overtaken too often), or more
 urgent than all that the victims serve, or it has waited so long that the swap, at its measured
 cost, takes no more than `swap_share` of the time. The last is the ski-rental rule: work as long as
@@ -23,6 +22,7 @@ from appliance.scheduler.eviction import Candidate, choose_victims
 from appliance.scheduler.grants import is_preemptible, preempt
 from appliance.scheduler.values import Fit, Misfit, ResidentState, StartInstance
 from appliance.scheduler.waiting import Waiting
+from appliance.types import Priority
 
 _TRIED_PER_EVENT = 4
 """Waiting models for which victims are sought at one event: bounds the cost of a decision. The most
@@ -155,16 +155,24 @@ def _load_for_waiters(book: Book, state: ModelState, now_s: float) -> bool:
 
 
 def _claim(book: Book, state: ModelState, oldest: Waiting, now_s: float) -> bool:
-    """Claims idle victims if they may go now, else busy ones if the waiter's turn has come."""
+    """Claims idle victims if they may go now, else busy ones if the waiter's turn has come.
+
+    What has waiters of its own is not idle, even where the barrier keeps it from granting; and
+    its place is only taken for a waiter who is older than all of them. Otherwise two models that
+    both wait behind the barrier would evict each other for ever.
+    """
     free = _open_free(book)
     leaving = [i for i in book.instances.values() if i.is_leaving and not _is_claimed(book, i)]
-    ready = [i for i in book.ready() if not i.spec.pinned]
-    idle = [i for i in ready if not i.leases and not _is_held(book, i, oldest, now_s)]
-    found = _choose(book, state, free, leaving + idle, now_s)
-    if found is None:
+    ready = [i for i in book.ready() if not i.spec.pinned and not _has_older(book, i, oldest)]
+    hold = _is_held(book, oldest)
+    idle = [i for i in ready if not (hold or i.leases or book.queue.count(i.model))]
+    found = _choose(book, state, free, leaving + idle, now_s) if leaving or idle else None
+    if found is None and _turn_may_have_come(book, state, oldest, now_s):
         found = _choose(book, state, free, leaving + ready, now_s)
-        if found is None or not _turn_has_come(book, state, found[1], oldest, now_s):
+        if found is not None and not _turn_has_come(book, state, found[1], oldest, now_s):
             return False
+    if found is None:
+        return False
     fit, victims = found
     state.claim = Claim(fit, {victim.instance_id for victim in victims}, now_s)
     for victim in victims:
@@ -190,11 +198,17 @@ def _choose(
     return found[0], [book.instances[victim.instance_id] for victim in found[1]]
 
 
-def _is_held(book: Book, instance: Instance, oldest: Waiting, now_s: float) -> bool:
-    """An idle instance that is kept a moment for an agent who is about to come back."""
-    if book.policy.wait_for_dry:
-        return not book.queue.is_due(oldest) and _work_elsewhere(book)
-    return False
+def _has_older(book: Book, instance: Instance, than: Waiting) -> bool:
+    """Somebody waits for this instance for longer."""
+    oldest = book.queue.oldest(instance.model)
+    return oldest is not None and oldest.seq < than.seq
+
+
+def _is_held(book: Book, oldest: Waiting) -> bool:
+    """Idle instances stay until the queue runs dry, where the policy asks for it."""
+    if not book.policy.wait_for_dry or book.queue.is_due(oldest):
+        return False
+    return _work_elsewhere(book)
 
 
 def _work_elsewhere(book: Book) -> bool:
@@ -203,6 +217,19 @@ def _work_elsewhere(book: Book) -> bool:
         return True
     loading = any(i.state is ResidentState.STARTING for i in book.instances.values())
     return loading or any(state.claim is not None for state in book.models.values())
+
+
+def _turn_may_have_come(book: Book, state: ModelState, oldest: Waiting, now_s: float) -> bool:
+    """`_turn_has_come` for the victims that are cheapest to say: spares choosing them."""
+    if book.queue.is_due(oldest):
+        return True
+    if oldest.step.priority is not Priority.BACKGROUND and any(
+        held.step.priority > oldest.step.priority
+        for instance in book.ready()
+        for held in instance.leases.values()
+    ):
+        return True
+    return now_s - oldest.since_s >= swap_patience_s(book, state, [])
 
 
 def _turn_has_come(

@@ -60,6 +60,7 @@ class WaitingQueue:
         self._heaps: dict[str, list[tuple[float, int]]] = {}
         self._finish: dict[str, float] = {}
         self._virtual = 0.0
+        self._due = 0
         self._next_seq = 0
 
     def __len__(self) -> int:
@@ -145,17 +146,24 @@ class WaitingQueue:
                 break
             if granted.step.priority >= waiting.step.priority:
                 waiting.overtaken += 1
+                self._due += waiting.overtaken == self._max_overtaken
 
     def correct(self, agent: str, seconds: float, weight: float) -> None:
         """Moves an agent's virtual finish by what a step took more (or less) than predicted."""
         if agent in self._finish:
             self._finish[agent] += seconds / weight
 
+    @property
+    def has_due(self) -> bool:
+        """Somebody was overtaken as often as anybody may be."""
+        return self._due > 0
+
     def is_due(self, waiting: Waiting) -> bool:
         return waiting.overtaken >= self._max_overtaken
 
     def _drop(self, waiting: Waiting) -> None:
         del self._by_id[waiting.step.request_id]
+        self._due -= self.is_due(waiting)
         requests = self._by_model[waiting.model]
         del requests[waiting.seq]
         heap = self._heaps[waiting.model]

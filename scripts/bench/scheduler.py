@@ -4,8 +4,8 @@
     scripts/bench/scheduler.py --make zipf|bursts --out FILE.csv [--seed 0]
     scripts/bench/scheduler.py --decisions [--json]
 
-A trace has the columns time_s, agent, model, duration_s; all models are of one size and `--slots` of
-them are resident at once. `--make` writes a development trace: real arrivals of two services (see
+A trace has the columns time_s, agent, model, duration_s; all models are of one size and `--slots`
+of them are resident at once. `--make` writes a development trace: real arrivals (see
 ../shared/traces/README.md, stretched a hundredfold) with models drawn by a seed. `--decisions`
 times one decision with 50 models on 8 devices and 1,000 requests waiting.
 """
@@ -152,9 +152,7 @@ def _zipf(arrivals: list[tuple[float, float]], rng: random.Random) -> list[Trace
 def _bursts(arrivals: list[tuple[float, float]], rng: random.Random) -> list[TraceRow]:
     """Eight agents that each own one to four of 20 models; three are at work at a time, for twenty
     requests on average, and change the model every tenth."""
-    own = [
-        [f"model{n:02}" for n in rng.sample(range(20), rng.randint(1, 4))] for _ in range(8)
-    ]
+    own = [[f"model{n:02}" for n in rng.sample(range(20), rng.randint(1, 4))] for _ in range(8)]
     at_work: list[list[object]] = []
     rows = []
     for at, seconds in arrivals:
@@ -199,7 +197,7 @@ def _decisions() -> dict[str, object]:
     waiting, leases = 0, []
     todo: list[Event] = []
     took: list[float] = []
-    while number < 20_000:
+    while number < 3_000:
         if not todo:
             now_s += 0.01
             if waiting < 1000:
@@ -224,7 +222,7 @@ def _decisions() -> dict[str, object]:
                     todo.append(InstanceGone(effect.instance_id))
                 case _:
                     pass
-    took = sorted(took[2000:])
+    took = sorted(took[500:])
     return {
         "models": 50,
         "devices": 8,
