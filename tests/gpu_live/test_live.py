@@ -24,7 +24,7 @@ from appliance.gpu.oracle import Oracle, question
 from appliance.gpu.shape import read_shape
 from appliance.gpu.types import MIB, Device, KvType, PlanParams
 from appliance.types import Completion, GenerateRequest, Role, Sampling, text_message
-from tests.gpu.sketches import SKETCHES
+from tests.gpu.sketches.catalogue import SKETCHES
 from tests.gpu.sparse import write
 
 MODELS = [
