@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from appliance.store.index import Index
 from appliance.store.journal import Journal
-from appliance.turns.live import read_turn
+from appliance.turns.live import load_turn
 from appliance.turns.prompt import estimate_tokens
-from appliance.turns.state import TurnState, fold
+from appliance.turns.state import TurnState
 from appliance.types import Label, Message, highest
 
 TURNS_AT_ONCE = 20
@@ -40,8 +40,8 @@ class JournalHistory:
             )
             for row in rows:
                 before = row.turn_id
-                turn = fold(await read_turn(self._journal, row.turn_id))
-                if turn.is_finished and turn.steps:
+                turn = await load_turn(self._journal, row.turn_id)
+                if turn is not None and turn.is_finished and turn.steps:
                     messages = (*turn.messages(), *messages)
                     label = highest(label, turn.label)
                 if estimate_tokens(messages) >= enough_tokens * SLACK:

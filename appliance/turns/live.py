@@ -82,7 +82,9 @@ class LiveTurn:
 
     async def reload(self) -> None:
         """Fold the journal anew; after the store failed, RAM may be ahead of or behind it."""
-        self.state = fold(await read_turn(self._journal, self.turn_id))
+        state = await load_turn(self._journal, self.turn_id)
+        assert state is not None
+        self.state = state
 
     def _fold(self, events: Iterable[Event], *, publish: bool = True) -> None:
         for event in events:
@@ -155,7 +157,20 @@ async def read_turn(journal: Journal, turn_id: str) -> list[Event]:
             return events
 
 
+async def load_turn(journal: Journal, turn_id: str) -> TurnState | None:
+    """The state of a turn as the journal has it; None if it has none. A long fold takes a thread,
+    so that nobody else waits for it."""
+    events = await read_turn(journal, turn_id)
+    if not events:
+        return None
+    if len(events) <= FOLD_HERE_MAX:
+        return fold(events)
+    return await asyncio.to_thread(fold, events)
+
+
 _READ_CHUNK = 2000
+FOLD_HERE_MAX = 200
+"""Events folded on the loop: about 10 ms."""
 
 
 def _foresee(state: TurnState, bodies: tuple[ev.Body, ...]) -> TurnState:

@@ -23,9 +23,9 @@ from appliance.store.approvals import ApprovalRow, Approvals
 from appliance.store.index import Index, SessionRow, TurnRow
 from appliance.store.journal import Event, IndexRow, Journal
 from appliance.turns import events as ev
-from appliance.turns.live import LiveTurn, read_turn, turn_row
+from appliance.turns.live import LiveTurn, load_turn, read_turn, turn_row
 from appliance.turns.loop import Parked
-from appliance.turns.state import UNFINISHED, TurnState, apply, fold
+from appliance.turns.state import UNFINISHED, TurnState, apply
 from appliance.turns.stream import Item, Streams
 from appliance.types import Label, Message, highest
 from appliance.wire.native import message_to_json, usage_to_json
@@ -316,11 +316,12 @@ class Turns:
 
     async def _resume(self, row: TurnRow) -> None:
         try:
-            state = fold(await read_turn(self._journal, row.turn_id))
-            if state.is_finished:
+            resumed = ev.TurnResumed(reason="the daemon was restarted")
+            await self._journal.append(resumed.draft(row.session_id, row.turn_id), durable=False)
+            state = await load_turn(self._journal, row.turn_id)
+            if state is None or state.is_finished:
                 return
             turn = LiveTurn(self._journal, self.streams, self._clock, state, row.idempotency_key)
-            await turn.append(ev.TurnResumed(reason="the daemon was restarted"))
         except StoreError as error:
             log.error("turn %s cannot be resumed: %s", row.turn_id, error)
             return
@@ -339,10 +340,10 @@ class Turns:
         live = self._live.get(turn_id)
         if live is not None:
             return live.state
-        events = await read_turn(self._journal, turn_id)
-        if not events:
+        state = await load_turn(self._journal, turn_id)
+        if state is None:
             raise NotFound(f"there is no turn {turn_id!r}", hint="appliance turns")
-        return fold(events)
+        return state
 
     async def follow(self, turn_id: str, after: int = 0) -> AsyncIterator[Item]:
         """Events and deltas of a turn from `after` to its end; `NotFound` if there is none."""
