@@ -136,9 +136,7 @@ async def test_a_bad_answer_is_an_error_in_time_and_the_loop_goes_on(
 async def test_a_server_that_does_not_start_is_a_sentence_not_a_failure(
     open_box: Open, behaviour: str
 ) -> None:
-    async with open_box(
-        behaviour,
-    ) as box:
+    async with open_box(behaviour, start_timeout_s=1.5) as box:
         (report,) = box.servers.report()
         assert report["state"] == "failed"
         assert "not available" in report["problem"]

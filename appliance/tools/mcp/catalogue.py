@@ -69,8 +69,8 @@ def catalogue(
 ) -> Catalogue:
     """A catalogue of a sound list of a server, as its JSON has it.
 
-    `digest` is that of the whole list; `wanted` are patterns of their names, empty for all; `effects` override what the server's
-    annotations say of itself.
+    `digest` is that of the whole list; `wanted` are patterns of their names, empty for all;
+    `effects` override what the server's annotations say of itself.
     """
     tools: dict[str, RemoteTool] = {}
     left_out: list[str] = []

@@ -126,21 +126,40 @@ def set_rlimits(limits: Limits, is_grouped: bool) -> None:
 
 
 def descendants(root: int) -> set[int]:
-    """Every process below `root`, by parent links in /proc."""
+    """Every process below `root`, whatever session it is in.
+
+    By the kernel's own lists of children where it keeps them (CONFIG_PROC_CHILDREN), else by the
+    parent links of every process there is, which takes ten times as long.
+    """
+    children_of: Callable[[int], list[int] | None] = _listed_children
+    if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
+        children_of = _all_children().get
+    found: set[int] = set()
+    pending = [root]
+    while pending:
+        for child in children_of(pending.pop()) or ():
+            if child not in found:
+                found.add(child)
+                pending.append(child)
+    return found
+
+
+def _listed_children(pid: int) -> list[int] | None:
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return None
+    return [int(c) for t in threads for c in _read(f"/proc/{pid}/task/{t}/children").split()]
+
+
+def _all_children() -> dict[int, list[int]]:
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             fields = _read(f"/proc/{name}/stat").rpartition(")")[2].split()
             if len(fields) > 1:
                 children.setdefault(int(fields[1]), []).append(int(name))
-    found: set[int] = set()
-    pending = [root]
-    while pending:
-        for child in children.get(pending.pop(), ()):
-            if child not in found:
-                found.add(child)
-                pending.append(child)
-    return found
+    return children
 
 
 def excess(pids: set[int], limits: Limits) -> str:
