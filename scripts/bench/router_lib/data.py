@@ -63,7 +63,7 @@ def load(path: Path) -> Outcomes:
     features = [read(row["prompt"]) for row in rows]
     weak, strong = _numbers(rows, "weak"), _numbers(rows, "strong")
     return Outcomes(
-        name=path.name.split(".")[0],
+        name=_family(rows[0]["query_id"], path),
         ids=[row["query_id"] for row in rows],
         prompts=[row["prompt"] for row in rows],
         groups=np.array([row.get("group", "") for row in rows]),
@@ -80,6 +80,11 @@ def load(path: Path) -> Outcomes:
 
 def load_all(folder: Path) -> list[Outcomes]:
     return [load(path) for path in sorted(folder.glob("*.csv.gz"))]
+
+
+def _family(query_id: str, path: Path) -> str:
+    """The set a query belongs to, as its key says (`rl_mmlu/anatomy/2`), whatever the file's name."""
+    return query_id.split("/")[0] if "/" in query_id else path.name.split(".")[0]
 
 
 def _stem(prompt: str) -> str:
