@@ -7,16 +7,17 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from prompt_toolkit import PromptSession
-from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 from appliance.cli.ask import Watcher
 from appliance.cli.client import Client
 from appliance.cli.shared import Exit, ask_daemon, err
 from appliance.errors import ApplianceError
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
 
 
 def chat(
@@ -34,7 +35,7 @@ def chat(
         if current is None:
             current = (await client.post("/api/sessions", {"agent": agent}))["id"]
         err.print(f"[dim]session {current} · Ctrl-C cancels a turn, Ctrl-D ends the chat[/dim]")
-        prompt: PromptSession[str] = PromptSession(history=_history())
+        prompt = _prompt()
         while True:
             try:
                 text = await prompt.prompt_async(f"{agent}> ")
@@ -75,11 +76,14 @@ def _interrupts(task: asyncio.Future[int]) -> Iterator[None]:
         loop.remove_signal_handler(signal.SIGINT)
 
 
-def _history() -> History:
-    """What this user typed in earlier chats; only of this one where no file can be kept."""
-    path = Path.home() / ".local" / "state" / "appliance"
+def _prompt() -> PromptSession[str]:
+    """A prompt with this user's earlier lines; only of this chat where no file can be kept."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    folder = Path.home() / ".local" / "state" / "appliance"
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
-        return InMemoryHistory()
-    return FileHistory(str(path / "chat_history"))
+        return PromptSession(history=InMemoryHistory())
+    return PromptSession(history=FileHistory(str(folder / "chat_history")))

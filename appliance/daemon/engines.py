@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from appliance.clock import Clock
 from appliance.config.manifest import ModelFile, model_path
@@ -15,7 +16,6 @@ from appliance.config.schema import Config
 from appliance.egress.door import Egress
 from appliance.egress.rules import Purpose
 from appliance.engines.base import Engine
-from appliance.engines.claude.engine import ClaudeEngine, Meter
 from appliance.engines.llamacpp.engine import LlamaCppEngine
 from appliance.engines.llamacpp.params import LlamaCppParams
 from appliance.engines.scripted import ScriptedEngine
@@ -24,6 +24,9 @@ from appliance.gpu.gguf import precheck
 from appliance.gpu.types import Placement
 
 log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from appliance.engines.claude.engine import Meter
+
 worker_log = logging.getLogger("appliance.worker")
 
 
@@ -55,17 +58,22 @@ class Engines:
         if isinstance(entry, ScriptedModel):
             return ScriptedEngine.from_config(entry, self._paths.config_file.parent)
         if isinstance(entry, ClaudeModel):
-            return ClaudeEngine(
-                model,
-                entry,
-                lend=partial(self._egress.client, Purpose("model", model)),
-                key=partial(self._egress.key_of, model),
-                meter=self._meter,
-                clock=self._clock,
-            )
+            return self._claude(model, entry)
         raise ModelBroken(
             f"model {model!r}: this release has no engine {entry.engine!r}",
             hint="appliance doctor lists the engines",
+        )
+
+    def _claude(self, name: str, entry: ClaudeModel) -> Engine:
+        from appliance.engines.claude.engine import ClaudeEngine  # 35 MiB and a second, if used
+
+        return ClaudeEngine(
+            name,
+            entry,
+            lend=partial(self._egress.client, Purpose("model", name)),
+            key=partial(self._egress.key_of, name),
+            meter=self._meter,
+            clock=self._clock,
         )
 
     def _llamacpp(self, name: str, entry: LlamaCppModel, placement: Placement) -> Engine:
