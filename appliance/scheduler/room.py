@@ -24,7 +24,7 @@ from appliance.scheduler.values import Fit, Misfit, ResidentState, StartInstance
 from appliance.scheduler.waiting import Waiting
 from appliance.types import Priority
 
-_TRIED_PER_EVENT = 4
+_TRIED_PER_EVENT = 2
 """Waiting models for which victims are sought at one event: bounds the cost of a decision. The most
 urgent go first and every later event tries again."""
 
