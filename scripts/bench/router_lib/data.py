@@ -83,7 +83,7 @@ def load_all(folder: Path) -> list[Outcomes]:
 
 
 def _family(query_id: str, path: Path) -> str:
-    """The set a query belongs to, as its key says (`rl_mmlu/anatomy/2`), whatever the file's name."""
+    """The set a query belongs to, as its key says (`rl_mmlu/anatomy/2`)."""
     return query_id.split("/")[0] if "/" in query_id else path.name.split(".")[0]
 
 
