@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 OPEN_FILES_MAX = 1024
+DELEGATED_SUBGROUP = "daemon"
 UNLIMITED = -1
 """CPU seconds of what runs for as long as the daemon does."""
 
@@ -89,12 +90,17 @@ def make_group(name: str, limits: Limits) -> Group | None:
 def homes(root: str = "/sys/fs/cgroup") -> tuple[str, dict[str, str]]:
     """Where this process may make cgroups: a unified folder, or one per old-style controller.
 
-    A unified folder counts only if it hands `memory` and `pids` down to its children.
+    A unified folder counts only if it hands `memory` and `pids` down to its children. With
+    `Delegate=yes` and `DelegateSubgroup=daemon` in the unit, the folder above ours is ours to set
+    so; a folder with processes in it cannot be (the kernel's rule of no inner processes).
     """
     lines = [line.split(":", 2) for line in _read("/proc/self/cgroup").splitlines()]
     own = {names: path.lstrip("/") for _, names, path in lines}
     mine = own.get("", "")
-    for folder in (os.path.join(root, mine), os.path.join(root, os.path.dirname(mine))):
+    above = os.path.join(root, os.path.dirname(mine))
+    if os.path.basename(mine) == DELEGATED_SUBGROUP:
+        _quietly(lambda: _write(f"{above}/cgroup.subtree_control", "+memory +pids"))
+    for folder in (os.path.join(root, mine), above):
         handed = _read(f"{folder}/cgroup.subtree_control").split()
         if {"memory", "pids"} <= set(handed) and os.access(folder, os.W_OK):
             return folder, {}
