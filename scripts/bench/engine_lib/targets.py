@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
 import time
@@ -42,6 +43,8 @@ class Answer:
     output_tokens: int
     first_s: float
     total_s: float
+    gaps_s: tuple[float, ...] = ()
+    """Between one delta and the next."""
 
 
 class Target(Protocol):
@@ -81,6 +84,7 @@ class Direct:
             cache_key=cache_key,
         )
         began, first_s = time.perf_counter(), 0.0
+        seen: list[float] = []
         async for item in self.engine.generate(request):
             now_s = time.perf_counter() - began
             if isinstance(item, Completion):
@@ -92,9 +96,11 @@ class Direct:
                     used.output_tokens,
                     first_s or now_s,
                     now_s,
+                    tuple(after - before for before, after in itertools.pairwise(seen)),
                 ), item
             if not isinstance(item, Progress):
                 first_s = first_s or now_s
+                seen.append(now_s)
         raise AssertionError("an engine's stream ends with a completion")
 
 
