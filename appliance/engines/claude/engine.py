@@ -55,8 +55,8 @@ CHARS_PER_TOKEN = 3
 """For output not yet counted by the provider; on the safe side of the usual 3.5 to 4."""
 
 _KEPT_HEADERS = frozenset(
-    {"host", "content-length", "content-type", "accept", "accept-encoding", "connection"}
-    | {"authorization", "x-api-key", "anthropic-version", "anthropic-beta", "user-agent"}
+    {"content-length", "content-type", "accept", "accept-encoding", "connection"}
+    | {"anthropic-version", "anthropic-beta"}
 )
 
 T = TypeVar("T")
@@ -115,7 +115,7 @@ class ClaudeEngine:
 
     async def __aenter__(self) -> Self:
         self._http = self._lend()
-        self._http.event_hooks = {"request": [_bare], "response": []}
+        self._http.event_hooks = {"request": [self._bare], "response": []}
         self._state = InstanceState.READY
         return self
 
@@ -288,6 +288,16 @@ class ClaudeEngine:
             )
         return self._client
 
+    async def _bare(self, request: httpx2.Request) -> None:
+        """Takes off every header that is not needed: the SDK adds what it knows of this machine,
+        and whatever `ANTHROPIC_CUSTOM_HEADERS` says, the key and the host not excepted."""
+        for name in list(request.headers):
+            if name.lower() not in _KEPT_HEADERS:
+                del request.headers[name]
+        request.headers["authorization"] = f"Bearer {self._key()}"
+        request.headers["host"] = request.url.netloc.decode("ascii")
+        request.headers["user-agent"] = "appliance"
+
     def _refused(self, status: int, body: object, response: httpx2.Response) -> ApplianceError:
         error = body.get("error") if isinstance(body, dict) else None
         return faults.refused_answer(
@@ -306,15 +316,6 @@ class ClaudeEngine:
         if isinstance(error, httpx2.TimeoutException):
             return faults.timed_out(self._name, Stage.HEADERS, self._patience.headers_s)
         return faults.unreachable(self._name, error)
-
-
-async def _bare(request: httpx2.Request) -> None:
-    """Takes off every header that is not needed: the SDK adds what it knows of this machine, and
-    whatever `ANTHROPIC_CUSTOM_HEADERS` says."""
-    for name in list(request.headers):
-        if name.lower() not in _KEPT_HEADERS:
-            del request.headers[name]
-    request.headers["user-agent"] = "appliance"
 
 
 def _request_id(response: httpx2.Response) -> str | None:
