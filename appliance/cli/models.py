@@ -84,10 +84,8 @@ def fetch(
 @app.command()
 def estimate(
     file: Annotated[Path, typer.Argument(help="A GGUF file, or a safetensors folder.")],
-    context_window: Annotated[
-        int, typer.Option("--context", help="Tokens of one sequence.")
-    ] = 4096,
-    slots: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
+    context: Annotated[int, typer.Option(help="Cells of the cache, all slots together.")] = 4096,
+    slots: Annotated[int, typer.Option(help="Sequences that share them.")] = 1,
     kv_type: Annotated[str, typer.Option(help="Element type of the KV cache.")] = "f16",
     as_json: JsonFlag = False,
 ) -> None:
@@ -98,14 +96,14 @@ def estimate(
     from appliance.gpu.estimate_file import estimate_file
 
     try:
-        terms = estimate_file(file, context_window, slots, kv_type)
+        terms = estimate_file(file, context, slots, kv_type)
     except ApplianceError as error:
         fail(error)
     if as_json:
         print_json(terms)
         return
     rows = [(name, f"{size / (1 << 20):.2f} MiB") for name, size in terms.items()
-            if isinstance(size, int)]  # fmt: skip
+            if name.endswith("_bytes")]  # fmt: skip
     print_table(("term", "size"), rows, "nothing")
 
 

@@ -34,6 +34,7 @@ from appliance.daemon.engines import Engines
 from appliance.daemon.placer import MemoryPlacer, agent_specs, device_views, model_specs
 from appliance.daemon.ports import AgentNotes, Surroundings, TurnDelegate
 from appliance.daemon.reload import Configuration
+from appliance.daemon.vram import VramWatch
 from appliance.egress.door import Egress
 from appliance.egress.guard import PROCESS_GUARD
 from appliance.gpu.inventory import Prober
@@ -81,7 +82,13 @@ async def run_daemon(paths: Paths, config: Config, stop: asyncio.Event) -> None:
             Budgets(lambda: configuration.current, journal, Ledger(database), clock)
         )
         engines = Engines(lambda: configuration.current, paths, manifest, egress, purse, clock)
-        scheduler = await rooms.enter_async_context(Scheduler(Core(MemoryPlacer()), engines, clock))
+        placer = MemoryPlacer(
+            lambda: scheduler.snapshot(),
+            lambda name: getattr(configuration.current.models.get(name), "exclusive", False),
+        )
+        scheduler = await rooms.enter_async_context(
+            Scheduler(Core(placer), engines, clock, memory=VramWatch(prober))
+        )
         await scheduler.inventory_changed(device_views(prober.latest, config))
         await _reconfigure(scheduler, config, paths, manifest)
         health = Health(clock)

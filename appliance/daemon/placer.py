@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from appliance.config.diff import LIVE_MODEL_KEYS
@@ -28,19 +28,30 @@ from appliance.gpu.types import (
     PlacementPolicy,
     Want,
 )
-from appliance.scheduler.values import AgentSpec, DeviceView, Fit, Misfit, ModelSpec
+from appliance.scheduler.values import AgentSpec, Capacity, DeviceView, Fit, Misfit, ModelSpec
 
 log = logging.getLogger(__name__)
 
 
 class MemoryPlacer:
-    """`scheduler.values.Placer` on the GPU room's placement; pure for a given `demand`."""
+    """`scheduler.values.Placer` on the GPU room's placement.
+
+    `capacity` gives the scheduler's view, from which it is seen whether a card holds something of
+    ours: an exclusive model takes none of those, and nobody else a card of a loaded exclusive one.
+    A card that would be empty after an eviction counts as empty.
+    """
+
+    def __init__(
+        self, capacity: Callable[[], Capacity], is_exclusive: Callable[[str], bool]
+    ) -> None:
+        self._capacity = capacity
+        self._is_exclusive = is_exclusive
 
     def place(self, spec: ModelSpec, free: Mapping[str, int]) -> Fit | Misfit:
         want = spec.demand
         assert isinstance(want, Want), "models with memory carry a Want"
         cards = tuple(uuid for uuid in free if uuid != HOST)
-        space = Space(dict(free), cards)
+        space = Space(dict(free), cards, *self._held(free))
         policy = PlacementPolicy(reserve_bytes=0, host_reserve_bytes=0)
         placement = search_any(want, space, policy)
         if placement is not None:
@@ -50,6 +61,23 @@ class MemoryPlacer:
         most = max(no.available_bytes.values(), default=0)
         return Misfit(f"{no.reason}. It would fit with: {near}" if near else no.reason,
                       max(no.needed_bytes - most, 0))  # fmt: skip
+
+    def _held(self, free: Mapping[str, int]) -> tuple[frozenset[str], frozenset[str]]:
+        """Cards that hold something of ours, and among them those of exclusive models."""
+        capacity = self._capacity()
+        taken = frozenset(
+            view.device
+            for view in capacity.devices
+            if free.get(view.device, 0) < view.capacity_bytes - view.foreign_bytes
+        )
+        exclusive = {
+            device
+            for name, model in capacity.models.items()
+            if self._is_exclusive(name)
+            for device, size in model.bytes_by_device.items()
+            if size > 0
+        }
+        return taken, taken & exclusive
 
 
 def device_views(inventory: Inventory, config: Config) -> list[DeviceView]:
@@ -143,7 +171,7 @@ def _footprint(
         except ApplianceError as error:
             log.warning("model %s: %s", name, error)
             return FixedFootprint(0)
-        return ShapeFootprint(shape, n_batch=model.batch_tokens, n_ubatch=model.batch_tokens)
+        return ShapeFootprint(shape, embeddings=model.embeddings, n_ubatch=model.batch_tokens)
     folder = models_dir / model.folder if isinstance(model, VllmModel) else models_dir
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     kv_bytes = model.kv_cache_bytes if isinstance(model, VllmModel) else 0
