@@ -14,7 +14,7 @@ from appliance.engines.chat.schema import is_string_schema
 from appliance.engines.chat.syntax import ArgumentStyle, CallSyntax
 from appliance.types import Json, ToolSpec
 
-_OPEN_TAG = re.compile(r"\s*<parameter=([^<>\n]+)>\n?")
+_OPEN_TAG = re.compile(r"\s*<parameter=([^<>\n]+)>\n")
 _CLOSE_TAG = "\n</parameter>"
 _TAG_END = re.compile(r"\s*</")
 

@@ -1,4 +1,4 @@
-"""Templates to test on: fourteen of real models where they are present, and small ones of our own."""
+"""Templates to test on: fourteen of real models where they are here, and small ones of ours."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ HERMES = """\
 {{ m.content }}
 {%- for call in m.tool_calls %}
 {{- '\n' if not loop.first }}<tool_call>
-{{- '\n{"name": "' + call.function.name + '", "arguments": ' + call.function.arguments|tojson + '}\n' }}
+{{- '\n{"name": "' + call.function.name + '", "arguments": ' }}
+{{- call.function.arguments|tojson + '}\n' }}
 {{- '</tool_call>' }}
 {%- endfor %}<|im_end|>
 {% elif not (loop.first and tools and m.role == 'system') %}<|im_start|>{{ m.role }}
@@ -113,7 +114,8 @@ MARKED = """\
 {%- elif m.tool_calls %}
 {%- for call in m.tool_calls %}
 {%- if call.id|length != 9 %}{{ raise_exception('nine characters') }}{% endif %}
-{{- '[CALLS]' + call.function.name + '[ID]' + call.id + '[ARGS]' + call.function.arguments|tojson }}
+{{- '[CALLS]' + call.function.name + '[ID]' + call.id }}
+{{- '[ARGS]' + call.function.arguments|tojson }}
 {%- endfor %}{{ eos_token }}
 {%- elif m.role == 'assistant' %}{{ m.content }}{{ eos_token }}
 {%- endif %}
@@ -122,7 +124,8 @@ MARKED = """\
 
 CHANNELS = """\
 {%- if tools %}<|start|>developer<|message|>
-{%- for t in tools %}{{ t.function.name }} {{ t.function.description }}{% endfor %}<|end|>{% endif %}
+{%- for t in tools %}{{ t.function.name }} {{ t.function.description }}{% endfor %}<|end|>
+{%- endif %}
 {%- for m in messages %}
 {%- if m.role == 'tool' %}<|start|>functions to=assistant<|message|>{{ m.content|tojson }}<|end|>
 {%- elif m.tool_calls %}<|start|>assistant to=functions.{{ m.tool_calls[0].function.name }}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
 from datetime import date
 
 import numpy as np
@@ -60,8 +59,8 @@ def vocab() -> RealVocab:
 
 
 @pytest.fixture(scope="module")
-def factory(vocab: RealVocab) -> Iterator[ConstraintFactory]:
-    yield vocab.factory()
+def factory(vocab: RealVocab) -> ConstraintFactory:
+    return vocab.factory()
 
 
 def planned(*tools: ToolSpec, **changes: object) -> ChatPlan:

@@ -1,4 +1,5 @@
-"""A template is a program from a stranger: it reads no file, and neither runs long nor grows large."""
+"""A template is a program from a stranger: it reads no file, and neither runs long nor grows
+large."""
 
 from __future__ import annotations
 
@@ -34,16 +35,22 @@ LONG_OR_LARGE = {
     "doubling_plus": "{% for i in range(99) %}{% set ns.a = ns.a + ns.a %}{% endfor %}",
     "doubling_tilde": "{% for i in range(99) %}{% set ns.a = ns.a ~ ns.a %}{% endfor %}",
     "doubling_join": "{% for i in range(99) %}{% set ns.a = [ns.a, ns.a]|join %}{% endfor %}",
-    "doubling_method": "{% for i in range(99) %}{% set ns.a = ns.a.join(['', '', '']) ~ ns.a %}{% endfor %}",
-    "doubling_replace": "{% for i in range(99) %}{% set ns.a = ns.a.replace('x', 'xx') %}{% endfor %}",
-    "doubling_filter": "{% for i in range(99) %}{% set ns.a = ns.a|replace('x', 'xx') %}{% endfor %}",
-    "doubling_block": "{% for i in range(99) %}{% set b %}{{ ns.a }}{{ ns.a }}{% endset %}{% set ns.a = b %}{% endfor %}",
+    "doubling_method": "{% for i in range(99) %}"
+    "{% set ns.a = ns.a.join(['', '', '']) ~ ns.a %}{% endfor %}",
+    "doubling_replace": "{% for i in range(99) %}{% set ns.a = ns.a.replace('x', 'xx') %}"
+    "{% endfor %}",
+    "doubling_filter": "{% for i in range(99) %}{% set ns.a = ns.a|replace('x', 'xx') %}"
+    "{% endfor %}",
+    "doubling_block": "{% for i in range(99) %}{% set b %}{{ ns.a }}{{ ns.a }}{% endset %}"
+    "{% set ns.a = b %}{% endfor %}",
     "doubling_list": "{% for i in range(99) %}{% set ns.l = ns.l + ns.l %}{% endfor %}",
     "laughs_printed": "{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}",
-    "laughs_json": "{% for i in range(60) %}{% set ns.l = {'a': ns.l, 'b': ns.l} %}{% endfor %}{{ ns.l|tojson }}",
+    "laughs_json": "{% for i in range(60) %}{% set ns.l = {'a': ns.l, 'b': ns.l} %}"
+    "{% endfor %}{{ ns.l|tojson }}",
     "laughs_compared": "{% set ns.m = [1] %}{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}"
     "{% set ns.m = [ns.m, ns.m] %}{% endfor %}{{ ns.l == ns.m }}",
-    "laughs_mapped": "{% for i in range(9) %}{% set ns.l = range(9999)|map(attribute='q', default=ns.l)|list %}"
+    "laughs_mapped": "{% for i in range(9) %}"
+    "{% set ns.l = range(9999)|map(attribute='q', default=ns.l)|list %}",
     "{% endfor %}{{ ns.l }}",
     "center": "{{ 'a'|center(10**9)|length }}",
     "ljust": "{{ 'a'.ljust(10**9)|length }}",
@@ -57,7 +64,8 @@ LONG_OR_LARGE = {
     "json_indent": "{{ [1]|tojson(indent=10**9) }}",
     "lipsum": "{{ lipsum(n=10**6)|length }}",
     "macro_recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "macro_tree": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "macro_tree": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}"
+    "{% endmacro %}{{ f(60) }}",
     "loop_recursion": "{% for a in [1] recursive %}{{ loop([1]) }}{% endfor %}",
     "long_output": "{% for i in range(9999) %}{{ 'abcdefghij' * 999 }}{% endfor %}",
     "cycles": "{% for i in range(9999) %}{{ range(9999)|list|sum }}{% endfor %}",

@@ -1,4 +1,5 @@
-"""Every real template renders a whole conversation with tools, and no text of a user controls it."""
+"""Every real template renders a whole conversation with tools, and no text of a user controls
+it."""
 
 from __future__ import annotations
 
@@ -158,9 +159,8 @@ def test_json_encoded_text_is_encoded_as_often_as_the_template_does() -> None:
 
 def test_thinking_is_printed_where_the_template_keeps_it_and_never_elsewhere() -> None:
     qwen = real_template("Qwen-Qwen3-0.6B")
-    messages = CONVERSATION[2:4] + (
-        Message(Role.USER, (ToolResultBlock("call_a", (TextBlock("x"),)),)),
-    )
+    result = Message(Role.USER, (ToolResultBlock("call_a", (TextBlock("x"),)),))
+    messages = (*CONVERSATION[2:4], result)
     assert "<think>\nhmm\n</think>" in planned(qwen, messages=messages).prompt
     assert "hmm" not in planned(real_template("Qwen-Qwen2.5-7B-Instruct"), messages=messages).prompt
 

@@ -1,4 +1,5 @@
-"""Real tokenizer vocabularies, read from vocabulary GGUFs in a second (the gguf package takes seven)."""
+"""Real tokenizer vocabularies, read from vocabulary GGUFs in a second (the gguf package takes
+seven)."""
 
 from __future__ import annotations
 
