@@ -364,6 +364,9 @@ class Core:
                     patience_s = room.swap_patience_s(book, state, some_victim)
                     times.append(max(oldest.since_s + patience_s, now_s + 1.0))
         for instance in book.ready():
+            held_until_s = instance.idle_since_s + book.policy.hold_s
+            if not instance.leases and held_until_s > now_s and len(book.queue):
+                times.append(held_until_s)
             if instance.spec.idle_unload_s is not None and not instance.leases:
                 times.append(instance.idle_since_s + instance.spec.idle_unload_s)
         soonest = min((time_s for time_s in times if time_s is not None), default=math.inf)

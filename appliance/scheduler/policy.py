@@ -19,6 +19,10 @@ class Policy:
     """The part of the time that swapping may cost: a model keeps its place against waiters until it
     has worked `(1/share - 1)` times what the swap costs in load seconds."""
 
+    hold_s: float = 2.0
+    """How long an idle model is kept for an agent between two steps of a turn (a tool call, a
+    short thought) while another model waits; only if its return is expected before a swap pays."""
+
     wait_for_dry: bool = False
     """Never unload a model while any other loaded one has work waiting: fewest loads, longest
     waits. For machines that serve one step at a time, and for measuring collation alone."""

@@ -158,7 +158,9 @@ class _Replay:
         keep_effects: bool,
     ) -> None:
         self._trace, self._window, self._load_s = trace, window, load_s
-        self._core = Core(BestFit(), Policy(wait_for_dry=window > 1, max_waiting=window + 1))
+        self._core = Core(
+            BestFit(), Policy(hold_s=0.0, wait_for_dry=window > 1, max_waiting=window + 1)
+        )
         self._keep_effects = keep_effects
         self._admitted = 0
         self._now_s = trace[0].time_s if trace else 0.0

@@ -6,7 +6,9 @@ several models at once: the bytes it counts on are held for it, so nobody else's
 hole, and its victims are granted nothing more.
 
 When to swap is the older question. Swapping at every request of another model is what makes a queue
-in arrival order slow; never swapping starves. Idle victims go at once. Busy victims, and idle ones
+in arrival order slow; never swapping starves. Idle victims go at once, unless an agent is expected
+back on them before the swap would pay: then they are kept for `hold_s`, the pause between two steps
+of a turn. Busy victims, and idle ones
 under `wait_for_dry`, go when the waiter's turn has come: it is due (overtaken too often), or more
 urgent than all that the victims serve, or it has waited so long that the swap, at its measured
 cost, takes no more than `swap_share` of the time. The last is the ski-rental rule: work as long as
@@ -166,6 +168,7 @@ def _claim(book: Book, state: ModelState, oldest: Waiting, now_s: float) -> bool
     ready = [i for i in book.ready() if not i.spec.pinned and not _has_older(book, i, oldest)]
     hold = _is_held(book, oldest)
     idle = [i for i in ready if not (hold or i.leases or book.queue.count(i.model))]
+    idle = [i for i in idle if not _is_between_steps(book, state, i, oldest, now_s)]
     found = _choose(book, state, free, leaving + idle, now_s) if leaving or idle else None
     if found is None and _turn_may_have_come(book, state, oldest, now_s):
         found = _choose(book, state, free, leaving + ready, now_s)
@@ -211,6 +214,22 @@ def _is_held(book: Book, oldest: Waiting) -> bool:
     return _work_elsewhere(book)
 
 
+def _is_between_steps(
+    book: Book, state: ModelState, instance: Instance, oldest: Waiting, now_s: float
+) -> bool:
+    """Idle for a moment only: its agent is expected back, and to wait for it costs less than two
+    swaps. Bounded by `hold_s` each time, and by the turn of whoever waits."""
+    hold_s = book.policy.hold_s
+    if now_s - instance.idle_since_s >= hold_s or book.queue.is_due(oldest):
+        return False
+    if oldest.step.priority is Priority.INTERACTIVE:
+        return False
+    if _waited_s(oldest, [instance], now_s) >= swap_patience_s(book, state, [instance]):
+        return False
+    swap_s = state.load_s + book.models[instance.model].load_s
+    return book.forecast.next_use_s(instance.model, now_s) <= swap_s
+
+
 def _work_elsewhere(book: Book) -> bool:
     """Something works, is about to, or is being loaded."""
     if any(i.leases or book.queue.count(i.model) for i in book.ready()):
@@ -248,7 +267,12 @@ def _turn_has_come(
             served.append(next_up.step.priority)
     if served and first.step.priority < min(served):
         return True
-    return now_s - oldest.since_s >= swap_patience_s(book, state, victims)
+    return _waited_s(oldest, victims, now_s) >= swap_patience_s(book, state, victims)
+
+
+def _waited_s(oldest: Waiting, victims: list[Instance], now_s: float) -> float:
+    """How long the waiter has waited for these: a victim's turn begins when it is loaded."""
+    return now_s - max([oldest.since_s, *(victim.ready_s for victim in victims)])
 
 
 def swap_patience_s(book: Book, state: ModelState, victims: list[Instance]) -> float:
