@@ -17,7 +17,7 @@ from appliance.config import diff as diffs
 from appliance.config.edit import set_agent_model
 from appliance.config.load import load, read_text
 from appliance.config.schema import Config
-from appliance.errors import ConfigError
+from appliance.errors import ApplianceError, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +87,14 @@ class Configuration:
                 await self.reload_quietly()
 
     async def reload_quietly(self) -> None:
-        """As `reload`; what is wrong is logged and shown in `status`."""
+        """As `reload`; what is wrong is logged and shown in `status`, and nothing ends of it."""
         try:
             await self.reload()
         except ConfigError:
             return
+        except ApplianceError as error:
+            self.error = error.message
+            log.error("%s could not be applied: %s", self.path, error.message)
 
     def _is_ours(self, _: object, path: str) -> bool:
         return Path(path).name == self.path.name

@@ -9,6 +9,7 @@ are gone. A lease is an `async with`: cancelling the caller at any point gives t
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -56,6 +57,8 @@ from appliance.scheduler.values import (
     WakeAt,
 )
 from appliance.types import Priority, Progress, Usage
+
+log = logging.getLogger(__name__)
 
 DECISIONS_KEPT = 2048
 """Records held for `explain` and `status`; older ones are in the journal."""
@@ -347,7 +350,12 @@ class Scheduler:
 
     def _start(self, start: StartInstance) -> None:
         assert self._group is not None
-        running = _Running(self._engines.create(start.spec.name, start.fit.placement))
+        try:
+            running = _Running(self._engines.create(start.spec.name, start.fit.placement))
+        except Exception as error:  # the wall of an instance: a bad entry fails its own steps
+            self._tell(_failed(start.instance_id, error))
+            self._tell(InstanceGone(start.instance_id))
+            return
         self._running[start.instance_id] = running
         self._group.create_task(self._run(start, running), name=start.instance_id)
 
@@ -362,9 +370,8 @@ class Scheduler:
                 slots = min(engine.facts.slots, start.spec.slots)
                 self._tell(InstanceReady(start.instance_id, load_s, max(slots, 1)))
                 await self._until_stopped(start.instance_id, running)
-        except ApplianceError as error:
-            broken = isinstance(error, ModelBroken)
-            self._tell(InstanceFailed(start.instance_id, _reason(error), broken))
+        except Exception as error:  # the wall of an instance
+            self._tell(_failed(start.instance_id, error))
         if pid is not None and self._memory is not None:
             await self._bytes_back(start, pid)
         del self._running[start.instance_id]
@@ -394,6 +401,14 @@ class Scheduler:
                 await back
         finally:
             back.cancel()
+
+
+def _failed(instance_id: str, error: Exception) -> InstanceFailed:
+    """What an instance's failure means; one that is none of ours is a bug, and is logged so."""
+    if isinstance(error, ApplianceError):
+        return InstanceFailed(instance_id, _reason(error), isinstance(error, ModelBroken))
+    log.error("instance %s failed unexpectedly", instance_id, exc_info=error)
+    return InstanceFailed(instance_id, repr(error))
 
 
 def _step(need: LeaseRequest) -> StepRequested:
