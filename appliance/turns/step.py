@@ -18,6 +18,7 @@ from appliance.config.schema import Config
 from appliance.errors import (
     ApplianceError,
     BadRequest,
+    BudgetExceeded,
     DeadlineExceeded,
     EngineError,
     NoCapacity,
@@ -128,7 +129,9 @@ class Steps:
             await turn.append(_routed(move.step, attempt, decision))
             try:
                 done = await self._try(turn, ready, target, attempt)
-            except (EngineError, Overloaded, NoCapacity) as error:
+            except (EngineError, Overloaded, NoCapacity, BudgetExceeded) as error:
+                if isinstance(error, BudgetExceeded) and self._config().budgets.on_cap == "refuse":
+                    raise
                 last_error = error
                 await turn.append(_attempt_failed(move.step, attempt, target, error))
                 failures[target] = await self._after(error, target, failures.get(target, 0), ready)

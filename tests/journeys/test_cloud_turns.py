@@ -1,0 +1,152 @@
+"""Turns that leave the machine, through the real daemon and the stand-in Claude."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.daemons import running, start
+from tests.fakes.claude.running import Claude, claude_process, talking_to
+from tests.fakes.claude.server import END
+from tests.journeys.cloud import LOCAL_REPLY, write_cloud_home
+
+MIX = [
+    "429:0", "529", "500", "502html", "503", "reset_before", "reset_mid:5", "eof_mid:5",
+    "overloaded_mid", "error_mid", "malformed", "bad_utf8", "half_call", "eof_mid:0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def claude_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with claude_process(tmp_path_factory.mktemp("claude")) as url:
+        yield url
+
+
+@pytest.fixture
+async def claude(claude_url: str, tmp_path: Path) -> AsyncIterator[Claude]:
+    async with talking_to(claude_url, tmp_path / "claude-requests.log") as server:
+        yield server
+
+
+def events(home: Path, stream: str) -> list[tuple[str, dict[str, Any]]]:
+    """A stream of the journal, read from its file."""
+    (path,) = (home / "state").glob("*.db")
+    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
+        rows = connection.execute(
+            "SELECT kind, body FROM event WHERE stream = ? ORDER BY seq", (stream,)
+        ).fetchall()
+    return [(kind, json.loads(body)) for kind, body in rows]
+
+
+async def test_a_turn_in_the_cloud_is_answered_billed_and_audited(
+    claude: Claude, tmp_path: Path
+) -> None:
+    home = write_cloud_home(tmp_path / "home", claude.url)
+    async with running(home, ANTHROPIC_API_KEY=claude.key) as daemon:
+        done = await daemon.ask("What is it?", "cloud")
+        assert done["type"] == "turn.completed", done
+        assert done["text"].endswith(END)
+        budget = await daemon.get("/api/budget")
+        bill = await claude.bill()
+        assert budget["today_micro_usd"] == bill["micro_usd"] > 0
+        assert all(row["reserved"] == 0 for row in budget["caps"])
+    kinds = [kind for kind, _ in events(home, "egress")]
+    assert kinds == ["egress.sent", "egress.received"]
+    assert next(kind for kind, _ in events(home, "budget")) == "budget.reserved"
+    assert claude.key.encode() not in b"".join(
+        path.read_bytes() for path in home.rglob("*") if path.is_file()
+    )
+
+
+async def test_faulted_turns_end_right_and_none_shows_a_truncated_answer(
+    claude: Claude, tmp_path: Path
+) -> None:
+    await claude.plan(share=0.2, mix=MIX, seed=7)
+    home = write_cloud_home(tmp_path / "home", claude.url)
+    async with running(home, ANTHROPIC_API_KEY=claude.key) as daemon:
+        gate = asyncio.Semaphore(8)
+
+        async def one(number: int) -> dict[str, Any]:
+            async with gate:
+                return await daemon.ask(f"Question {number}?", "mixed")
+
+        ended = await asyncio.gather(*(one(number) for number in range(100)))
+    assert [each["type"] for each in ended] == ["turn.completed"] * 100
+    assert all(each["text"].endswith(END) for each in ended)
+    seen = await claude.seen()
+    assert sum(count for step, count in seen.items() if step not in ("ok", "client_gone")) > 5
+    assert await claude.violations() == []
+
+
+async def test_a_dead_provider_is_left_for_the_local_model(claude: Claude, tmp_path: Path) -> None:
+    await claude.plan(share=1.0, mix=["529"])
+    home = write_cloud_home(tmp_path / "home", claude.url)
+    async with running(home, ANTHROPIC_API_KEY=claude.key) as daemon:
+        for _ in range(8):
+            done = await daemon.ask("Anyone there?", "mixed")
+            assert done["text"] == LOCAL_REPLY
+    assert 0 < (await claude.seen())["529"] <= 12, "the breaker must stop the knocking"
+
+
+async def test_a_private_agent_never_leaves_though_its_policy_says_cloud_first(
+    claude: Claude, tmp_path: Path
+) -> None:
+    home = write_cloud_home(tmp_path / "home", claude.url)
+    async with running(home, ANTHROPIC_API_KEY=claude.key) as daemon:
+        assert (await daemon.ask("CANARY-7f3a", "secret"))["text"] == LOCAL_REPLY
+        assert (await daemon.ask("open words", "mixed"))["text"].endswith(END)
+    log = claude.log.read_bytes()
+    assert b"CANARY-7f3a" not in log
+    assert b"open words" in log
+
+
+async def test_air_gap_sends_nothing_even_to_a_stand_in_on_loopback(
+    claude: Claude, tmp_path: Path
+) -> None:
+    home = write_cloud_home(tmp_path / "home", claude.url, air_gap=True)
+    async with running(home, ANTHROPIC_API_KEY=claude.key) as daemon:
+        assert (await daemon.ask("Are you there?", "mixed"))["text"] == LOCAL_REPLY
+    assert claude.log.read_bytes() == b""
+
+
+async def test_at_the_cap_steps_go_to_the_local_model(claude: Claude, tmp_path: Path) -> None:
+    home = write_cloud_home(tmp_path / "home", claude.url, day_usd=0.03)
+    async with running(home, ANTHROPIC_API_KEY=claude.key) as daemon:
+        replies = [(await daemon.ask("Again?", "mixed"))["text"] for _ in range(60)]
+        budget = await daemon.get("/api/budget")
+    assert replies[0].endswith(END) and replies[0] != LOCAL_REPLY
+    assert replies[-1] == LOCAL_REPLY
+    assert budget["today_micro_usd"] == (await claude.bill())["micro_usd"] <= 30_000
+    assert "budget.warned" in [kind for kind, _ in events(home, "budget")]
+
+
+async def test_the_ledger_is_right_to_the_cent_after_kills_in_mid_answer(
+    claude: Claude, tmp_path: Path
+) -> None:
+    home = write_cloud_home(tmp_path / "home", claude.url)
+    await claude.plan(pace_s=0.01)
+    for number in range(3):
+        daemon = await start(home, ANTHROPIC_API_KEY=claude.key)
+        try:
+            turns = [await daemon.start_turn(f"Kill {number}.{n}", "cloud") for n in range(4)]
+            async for item in daemon.follow(turns[0]):
+                if item["type"] == "delta":
+                    break
+        finally:
+            daemon.kill()
+            await daemon.process.wait()
+            await daemon.session.close()
+    await claude.plan(pace_s=0.0)
+    async with running(home, ANTHROPIC_API_KEY=claude.key) as daemon:
+        for turn in (await daemon.get("/api/turns", limit=100))["turns"]:
+            await daemon.ended(turn["id"])
+        budget = await daemon.get("/api/budget")
+    bill = (await claude.bill())["micro_usd"]
+    assert all(row["reserved"] == 0 for row in budget["caps"])
+    assert abs(budget["today_micro_usd"] - bill) < 10_000
