@@ -187,7 +187,7 @@ def _write(rows: list[TraceRow], path: Path) -> int:
 
 
 def _decisions() -> dict[str, object]:
-    """Times every event of 20,000 steps by 200 agents with 1,000 waiting at any moment."""
+    """Times every event of 3,000 steps by 200 agents with 1,000 waiting at any moment."""
     rng = random.Random(0)
     core = Core(BestFit())
     models = [ModelSpec(f"m{n}", 4, demand=rng.randint(4, 16) << 30) for n in range(50)]
@@ -197,7 +197,7 @@ def _decisions() -> dict[str, object]:
     waiting, leases = 0, []
     todo: list[Event] = []
     took: list[float] = []
-    while number < 3_000:
+    while number < 3000:
         if not todo:
             now_s += 0.01
             if waiting < 1000:
