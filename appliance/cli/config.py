@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.syntax import Syntax
 
 from appliance.cli.client import Client
 from appliance.cli.shared import (
@@ -60,6 +59,7 @@ def show(context: typer.Context, as_json: JsonFlag = False) -> None:
         print_json(found)
         return
     import tomlkit
+    from rich.syntax import Syntax
 
     out.print(f"# {found['file']}, revision {found['revision']}", soft_wrap=True)
     if found["error"]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress as Bar
 
 from appliance.cli.shared import (
     JsonFlag,
@@ -59,6 +58,8 @@ def fetch(
 
     Example: appliance models fetch smollm2-135m-instruct-q4_1
     """
+    from rich.progress import Progress as Bar
+
     from appliance.engines.fetch import fetch as fetch_file
 
     manifest = load_manifest()
