@@ -271,7 +271,8 @@ def test_a_raw_body_is_free_to_its_sentinel_line(
 def test_the_mask_and_the_check_agree(factory: ConstraintFactory, vocab: RealVocab) -> None:
     made = planned(F, G, tool_choice=ANY)
     assert made.constraint is not None
-    text = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome", "days": 3}}\n</tool_call>'
+    arguments = '{"city": "Rome", "days": 3}'
+    text = f'<tool_call>\n{{"name": "get_weather", "arguments": {arguments}}}\n</tool_call>'
     constraint = factory.compile(made.constraint, max_tokens=4000)
     rng = random.Random(5)
     for token in tokens_of(vocab, text):

@@ -50,7 +50,7 @@ LONG_OR_LARGE = {
     "laughs_compared": "{% set ns.m = [1] %}{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}"
     "{% set ns.m = [ns.m, ns.m] %}{% endfor %}{{ ns.l == ns.m }}",
     "laughs_mapped": "{% for i in range(9) %}"
-    "{% set ns.l = range(9999)|map(attribute='q', default=ns.l)|list %}",
+    "{% set ns.l = range(9999)|map(attribute='q', default=ns.l)|list %}"
     "{% endfor %}{{ ns.l }}",
     "center": "{{ 'a'|center(10**9)|length }}",
     "ljust": "{{ 'a'.ljust(10**9)|length }}",
