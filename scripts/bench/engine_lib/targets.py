@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -16,7 +17,7 @@ from typing import Protocol
 import aiohttp
 
 from appliance.clock import new_id
-from appliance.engines.llamacpp.engine import LlamaCppEngine
+from appliance.engines.llamacpp.engine import SPIN_COUNT, LlamaCppEngine
 from appliance.types import (
     Completion,
     GenerateRequest,
@@ -153,7 +154,8 @@ class OpenAi:
 async def llama_server(
     program: Path, model: Path, *, slots: int, window: int, threads: int
 ) -> AsyncIterator[OpenAi]:
-    """Starts llama-server with the same model, threads and context; ends it."""
+    """Starts llama-server with the same model, threads and context, and the same brief spinning
+    (else a busy machine would measure OpenMP's waiting and nothing else); ends it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -165,10 +167,14 @@ async def llama_server(
         *arguments,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
+        env=os.environ | {"GOMP_SPINCOUNT": SPIN_COUNT},
     )
     base = f"http://127.0.0.1:{port}"
     try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
+        # It closes idle connections without saying so; each question gets its own.
+        connector = aiohttp.TCPConnector(force_close=True, limit=0)
+        patient = aiohttp.ClientTimeout(total=None)
+        async with aiohttp.ClientSession(connector=connector, timeout=patient) as session:
             await _until_healthy(session, base, server)
             yield OpenAi(session, base, "default")
     finally:
