@@ -7,9 +7,12 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from sqlite_utils import Database as Inspected
+
 from appliance.errors import Conflict, StoreError
 from appliance.store.chain import ChainReport, check_file
 from appliance.store.database import FILE_NAME, to_store_error
+from appliance.store.migrations import migrate
 
 
 def back_up(folder: Path, target: Path) -> ChainReport:
@@ -46,12 +49,27 @@ def _copy(source: Path, target: Path) -> ChainReport:
                 report = check_file(new)
         if not report.ok:
             raise StoreError(f"{source}: {report.why}", hint="restore an older backup")
+        _require_tables(partial)
         _settle(partial, target)
     except sqlite3.Error as error:
         raise to_store_error(error, source) from error
     finally:
         partial.unlink(missing_ok=True)
     return report
+
+
+def _require_tables(copy: Path) -> None:
+    """Every table of this release's schema is there: a backup of something else is not one."""
+    with closing(sqlite3.connect(copy)) as connection:
+        found = set(Inspected(connection).table_names())
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        migrate(connection)
+        wanted = set(Inspected(connection).table_names())
+    if missing := wanted - found:
+        raise StoreError(
+            f"{copy}: the tables {', '.join(sorted(missing))} are missing",
+            hint="this is no backup of this release's journal",
+        )
 
 
 def _settle(partial: Path, target: Path) -> None:
