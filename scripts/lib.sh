@@ -72,6 +72,20 @@ need_packages() { # PACKAGE...
         fail "the packages could not be installed" "$line"
 }
 
+# Programs that are used where they are there: installed when root, otherwise named.
+want_programs() { # PROGRAM=PACKAGE...
+    local pair missing=()
+    for pair in "$@"; do
+        command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        (need_packages "${missing[@]}") || say "   going on without: ${missing[*]}"
+    else
+        say "   going on without: ${missing[*]} (sudo apt-get install ${missing[*]})"
+    fi
+}
+
 # Prints the newest usable interpreter: 3.11 or later.
 find_python() {
     local name

@@ -11,6 +11,7 @@ source "$(dirname "$0")/lib.sh"
 cd "$REPOSITORY"
 
 prepare .venv requirements-dev.lock
+want_programs bwrap=bubblewrap rg=ripgrep cc=gcc curl=curl
 fetch_default_model .venv/bin/appliance --home .appliance
 step 'Tests'
 exec .venv/bin/python -m pytest -q "$@"
