@@ -5,14 +5,17 @@ writer's transaction, so that two calls at once cannot both take the last cent. 
 the provider's own figures are journalled as they become known (`seen`); a settlement replaces the
 promise by the bill.
 
-The hard case is a call whose end nobody here saw: cut, cancelled, or alive when the process was
-killed. What it cost is decided by what the journal last heard, always by the same rule:
+The hard case is a call whose end nobody here saw: cut, cancelled, timed out, or alive when the
+process was killed. What it cost is decided by what the journal last heard, by one rule for all:
 
-- nothing was heard of it, and we are alive: the provider refused or never began. Nothing is due.
+- it was never sent, or the provider refused it: nothing is due;
 - it had begun: due is what was last seen. The engine tells of the prompt's cost at the answer's
-  first event and of the output every few tokens, so this is right to within one such step.
-- nothing was heard of it, and the process died: it may have begun unheard. The whole reservation
-  is due. The ledger may then say too much, never too little; the event says so (`assumed`).
+  first event and of the output every few tokens, so this is right to within one such step;
+- it was sent, and nothing was heard: due is the prompt, as guessed from its length (`assumed` in
+  the event). A provider stops generating when the connection goes.
+
+The other choice for the last, the whole reservation, is safe and wrong by a hundred times where
+answers are short and their limit is long: after a few crashes a day's cap would be gone unspent.
 
 Totals are mirrored in memory for the router, which asks synchronously what is left; the mirror
 informs, the ledger decides.
@@ -39,8 +42,10 @@ from appliance.types import Json, Usage
 log = logging.getLogger(__name__)
 
 STREAM = "budget"
-SEEN_PAGE = 1_000
-"""Events read at once when a start looks back for what was seen."""
+PAGE = 1_000
+"""Events read at once when a start looks back for what was heard."""
+
+HEARD = ("budget.sent", "budget.refused", "budget.seen")
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +54,8 @@ class _Call:
 
     rows: tuple[SpendRow, ...]
     turn_id: str
+    guess: Usage | None = None
+    """What was sent, and not yet refused or heard of."""
     seen: Usage | None = None
 
     @property
@@ -70,10 +77,10 @@ class Hold:
             await self._budgets.close(call, usage)
 
     async def release(self) -> None:
-        """The call ended without a bill: what was seen of it is due, else nothing."""
+        """The call ended without a bill: due is what the rule of the module says."""
         call, self._call = self._call, None
         if call is not None:
-            await self._budgets.close(call, call.seen)
+            await self._budgets.close(call, call.seen or call.guess, assumed=call.seen is None)
 
 
 class Budgets:
@@ -124,23 +131,38 @@ class Budgets:
         self._open[turn_id] = call
         return Hold(self, call)
 
-    async def seen(self, turn_id: str, usage: Usage) -> None:
-        """What the turn's running call has cost so far, as its provider says."""
-        call = self._open.get(turn_id)
-        if call is None:
-            return
-        call.seen = usage
-        body = {"reservation": call.reservation_id, **_amounts_json(_amounts(usage))}
-        await self._journal.append(
-            Draft(STREAM, "budget.seen", {**body, "turn": turn_id}), durable=False
-        )
-
-    async def close(self, call: _Call, usage: Usage | None) -> None:
+    async def close(self, call: _Call, usage: Usage | None, *, assumed: bool = False) -> None:
         """Settle to the usage, or release if it is None. A cancelled caller does not stop it."""
         if self._open.get(call.turn_id) is call:
             del self._open[call.turn_id]
         amounts = None if usage is None else _amounts(usage)
-        await asyncio.shield(self._close(call.rows, amounts, assumed=False))
+        await asyncio.shield(self._close(call.rows, amounts, assumed=assumed))
+
+    # --- engines.claude's Meter -----------------------------------------------------------------
+
+    async def sent(self, turn_id: str, guess: Usage) -> None:
+        """The turn's call is about to leave. Not on disk yet when it returns, but safe from a
+        killed process."""
+        await self._heard(turn_id, "budget.sent", guess=guess)
+
+    async def refused(self, turn_id: str) -> None:
+        """The turn's call was not taken."""
+        await self._heard(turn_id, "budget.refused")
+
+    async def seen(self, turn_id: str, usage: Usage) -> None:
+        """What the turn's call has cost so far, as its provider says."""
+        await self._heard(turn_id, "budget.seen", seen=usage)
+
+    async def _heard(
+        self, turn_id: str, kind: str, *, guess: Usage | None = None, seen: Usage | None = None
+    ) -> None:
+        call = self._open.get(turn_id)
+        if call is None:
+            return
+        call.guess, call.seen = guess, seen
+        amounts = _amounts(seen or guess or Usage())
+        body = {"reservation": call.reservation_id, "turn": turn_id, **_amounts_json(amounts)}
+        await self._journal.append(Draft(STREAM, kind, body), durable=False)
 
     # --- GPU time -------------------------------------------------------------------------------
 
@@ -269,36 +291,37 @@ class Budgets:
             calls.setdefault(row.reservation_id, []).append(row)
         if not calls:
             return
-        seen = await self._last_seen(set(calls), min(row.at_ms for (row, *_) in calls.values()))
+        oldest_ms = min(row.at_ms for (row, *_) in calls.values())
+        heard = await self._last_heard(set(calls), oldest_ms)
         for reservation_id, rows in calls.items():
-            known = seen.get(reservation_id)
-            due = known or {row.currency: row.amount for row in rows}
-            log.info("a call of turn %s was under way at the last end: %s settled as %s",
-                     rows[0].turn, _amounts_json(due), "seen" if known else "reserved")  # fmt: skip
-            await self._close(tuple(rows), due, assumed=known is None)
+            kind, due = heard.get(reservation_id, ("budget.refused", {}))
+            log.info("a call of turn %s was under way at the last end (%s): %s",
+                     rows[0].turn, kind, _amounts_json(due))  # fmt: skip
+            was_taken = kind != "budget.refused"
+            await self._close(
+                tuple(rows), due if was_taken else None, assumed=kind == "budget.sent"
+            )
 
-    async def _last_seen(
+    async def _last_heard(
         self, reservations: set[str], since_ms: int
-    ) -> dict[str, dict[Currency, int]]:
-        """What the journal last heard of each, the newest events first."""
-        seen: dict[str, dict[Currency, int]] = {}
+    ) -> dict[str, tuple[str, dict[Currency, int]]]:
+        """The last event of each that was heard of, and its amounts. The newest are read first."""
+        heard: dict[str, tuple[str, dict[Currency, int]]] = {}
         before: int | None = None
         while events := await self._journal.read(
-            STREAM, before=before, limit=SEEN_PAGE, newest_first=True, kinds=["budget.seen"]
+            STREAM, before=before, limit=PAGE, newest_first=True, kinds=HEARD
         ):
             for event in events:
                 if event.body["reservation"] in reservations:
-                    seen.setdefault(
-                        event.body["reservation"],
-                        {
-                            currency: int(event.body[currency.value])
-                            for currency in (Currency.MICRO_USD, Currency.CLOUD_TOKENS)
-                        },
-                    )
+                    amounts = {
+                        currency: int(event.body[currency.value])
+                        for currency in (Currency.MICRO_USD, Currency.CLOUD_TOKENS)
+                    }
+                    heard.setdefault(event.body["reservation"], (event.kind, amounts))
             if events[-1].at_ms < since_ms:
                 break
             before = events[-1].seq
-        return seen
+        return heard
 
     async def _load(self) -> None:
         day = self._today()

@@ -5,9 +5,9 @@ read by `reader`, because the SDK takes a cut stream for a finished one. It is k
 would do by itself: its retries (each is billed anew), the environment's proxies, headers, profiles
 and base URL, telemetry headers, tracing.
 
-Money is told of as soon as the provider reveals it (`Meter.seen`): at `message_start`, then every
-`WATERMARK_TOKENS` of output, then at the final count. A crash in mid-answer so leaves in the
-journal what the answer had cost by then, to within one watermark.
+Money is told of as soon as it is known (`Meter`): the prompt's guessed cost before it is sent, the
+provider's count at `message_start`, then every `WATERMARK_TOKENS` of output, then the final count.
+A crash in mid-answer so leaves in the journal what the answer had cost, to within one watermark.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from appliance.egress.errand import Errand, on_errand
 from appliance.egress.rates import retry_after_s
 from appliance.engines.base import EngineFacts, InstanceState
 from appliance.engines.claude import faults
-from appliance.engines.claude.bill import usage_of
+from appliance.engines.claude.bill import Tally, usage_of
 from appliance.engines.claude.faults import Stage
 from appliance.engines.claude.patience import Patience, Waiting
 from appliance.engines.claude.reader import Malformed, Reader, StreamError
 from appliance.engines.claude.request import count_body, messages_body
-from appliance.errors import ApplianceError, BadRequest, EngineError
+from appliance.errors import ApplianceError, BadRequest, EngineError, EngineTimeout
 from appliance.types import (
     Completion,
     Delta,
@@ -52,7 +52,7 @@ WATERMARK_TOKENS = 16
 second four appends a second."""
 
 CHARS_PER_TOKEN = 3
-"""For output not yet counted by the provider; on the safe side of the usual 3.5 to 4."""
+"""For what the provider has not counted yet; on the safe side of the usual 3.5 to 4."""
 
 _KEPT_HEADERS = frozenset(
     {"content-length", "content-type", "accept", "accept-encoding", "connection"}
@@ -63,9 +63,19 @@ T = TypeVar("T")
 
 
 class Meter(Protocol):
-    """Hears what a running call has cost so far (`scheduler.budgets`)."""
+    """Hears what a running call may cost and has cost (`scheduler.budgets`)."""
 
-    async def seen(self, turn_id: str, usage: Usage) -> None: ...
+    async def sent(self, turn_id: str, guess: Usage) -> None:
+        """The request is about to leave; the prompt alone is guessed to cost this."""
+        ...
+
+    async def refused(self, turn_id: str) -> None:
+        """It was not taken: nothing is due."""
+        ...
+
+    async def seen(self, turn_id: str, usage: Usage) -> None:
+        """It was taken, and has cost this so far."""
+        ...
 
 
 class ClaudeEngine:
@@ -172,17 +182,25 @@ class ClaudeEngine:
     async def _opened(self, request: GenerateRequest, waiting: Waiting) -> AsyncStream[Any]:
         body = messages_body(request, self._model)
         label = highest(request.label, *(message.label for message in request.messages))
-        return await self._answered(
-            lambda client: client.post(
-                "/v1/messages",
-                body=body,
-                cast_to=dict[str, Any],
-                stream=True,
-                stream_cls=AsyncStream[dict[str, Any]],
-            ),
-            Errand(label, request.agent, request.turn_id),
-            waiting,
-        )
+        guess = Tally(input_tokens=len(json.dumps(body)) // CHARS_PER_TOKEN)
+        await self._meter.sent(request.turn_id, usage_of(guess, self._model.prices))
+        try:
+            return await self._answered(
+                lambda client: client.post(
+                    "/v1/messages",
+                    body=body,
+                    cast_to=dict[str, Any],
+                    stream=True,
+                    stream_cls=AsyncStream[dict[str, Any]],
+                ),
+                Errand(label, request.agent, request.turn_id),
+                waiting,
+            )
+        except EngineTimeout:
+            raise  # it may have been taken, and be billed
+        except ApplianceError:
+            await self._meter.refused(request.turn_id)
+            raise
 
     async def _answered(
         self,
@@ -208,7 +226,7 @@ class ClaudeEngine:
         self, request: GenerateRequest, response: httpx2.Response, waiting: Waiting
     ) -> AsyncGenerator[Delta | Completion, None]:
         reader = Reader(tool_names(request.tools), request.label, lambda: new_id("call"))
-        told_tokens = -1
+        told_tokens = -WATERMARK_TOKENS
         async for event in self._events(response, waiting):
             try:
                 delta = reader.take(event)

@@ -30,9 +30,16 @@ class Lines:
 
     audit: list[tuple[str, dict[str, Json]]] = field(default_factory=list)
     usages: list[Usage] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
 
     async def record(self, kind: str, body: dict[str, Json]) -> None:
         self.audit.append((kind, body))
+
+    async def sent(self, turn_id: str, guess: Usage) -> None:
+        self.calls.append("sent")
+
+    async def refused(self, turn_id: str) -> None:
+        self.calls.append("refused")
 
     async def seen(self, turn_id: str, usage: Usage) -> None:
         self.usages.append(usage)
