@@ -86,7 +86,7 @@ class Conflict(BadRequest):
 
 
 class PromptTooLong(BadRequest):
-    """The prompt does not fit the model's window. Say `prompt is too long: N tokens > M maximum`."""
+    """The prompt does not fit the window: `prompt is too long: N tokens > M maximum`."""
 
     code = "prompt_too_long"
     http_status = 400

@@ -60,7 +60,7 @@ async def test_a_call_waits_for_a_person_across_a_restart_and_runs_once(tmp_path
         await daemon.process.wait()
     async with running(home) as daemon:
         assert (await asked(daemon))["id"] == question["id"]
-        code, out, err = await cli(home, "approvals", "allow", question["id"])
+        code, _, err = await cli(home, "approvals", "allow", question["id"])
         assert code == 0, err
         ended = await daemon.ended(turn)
         assert (ended["type"], ended["text"]) == ("turn.completed", "it is made")

@@ -85,10 +85,9 @@ def test_what_fits_fits_with_whole_pairs_and_the_question_kept(
     earlier, current = history
     try:
         fitted = run_fit(earlier, current, budget, pace)
-    except PromptTooLong as error:
+    except PromptTooLong:
         alone = count((*SYSTEM, current[0]), pace)
         assert alone + 60 > budget, "refused although system and question fit"
-        assert f"> {budget} maximum" in error.message
         return
     assert count(fitted.messages, pace) == fitted.prompt_tokens <= budget
     assert fitted.messages[0] == SYSTEM[0]
