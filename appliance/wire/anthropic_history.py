@@ -9,7 +9,8 @@ translation would defeat the prompt cache):
   they stand, since hoisting them would rewrite the cached prefix;
 - neighbours of one role are merged; a history that starts or ends with the assistant gets a user
   turn there;
-- thinking goes back only to the provider that signed it, other models' is left out;
+- thinking goes back only to the provider that signed it, other models' is left out, and so is
+  thinking that ends a turn (what came of it was cut off);
 - every call gets its result in the next turn, results first; a call without one gets an error
   result saying so, a result without its call becomes text, ids are made unique and well-formed;
 - empty text is left out; an image the API does not take becomes a note.
@@ -87,7 +88,7 @@ class _Pairing:
                 _extend(body, "user", [*self._results(blocks), *self._rest(blocks)])
         if self._ids:
             _extend(body, "user", self._results([]))
-        if body and body[-1]["role"] == "assistant":
+        if not body or body[-1]["role"] == "assistant":
             _extend(body, "user", [_text(_OPENING)])
         return body
 
@@ -116,8 +117,8 @@ class _Pairing:
                     content.append(_text("[an image]"))
                 case _:
                     continue
-        if content and all("thinking" in part["type"] for part in content):
-            return []
+        while content and "thinking" in content[-1]["type"]:
+            content.pop()
         return content
 
     def _results(self, blocks: Iterable[Block]) -> list[dict[str, Json]]:
@@ -186,7 +187,8 @@ class _Pairing:
 
 def _split_system(messages: Sequence[Message]) -> tuple[list[dict[str, Json]], Sequence[Message]]:
     first = next((i for i, m in enumerate(messages) if m.role is not Role.SYSTEM), len(messages))
-    texts = [message.text for message in messages[:first]]
+    blocks = [block for message in messages[:first] for block in message.blocks]
+    texts = [block.text for block in blocks if isinstance(block, TextBlock)]
     return [_text(text) for text in texts if text.strip()], messages[first:]
 
 

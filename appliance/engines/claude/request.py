@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ def messages_body(request: GenerateRequest, model: ClaudeModel) -> dict[str, Any
             if (value := getattr(request.sampling, name)) is not None:
                 body[name] = min(value, 1.0) if name == "temperature" else value
     mark_cache(body)
-    return body
+    return sendable(body)
 
 
 def count_body(
@@ -64,6 +65,17 @@ def count_body(
         body["system"] = list(history.system)
     if tools and model.tools:
         body["tools"] = tools_to_json(tools)
+    return sendable(body)
+
+
+def sendable(body: dict[str, Any]) -> dict[str, Any]:
+    """The body, if need be with half surrogate pairs (models emit them) replaced: they are no
+    UTF-8, and one would fail every further step of its session."""
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        whole: dict[str, Any] = _whole(body)
+        return whole
     return body
 
 
@@ -107,6 +119,18 @@ def _chars(value: Any) -> int:
     if isinstance(value, Mapping):
         return sum(_chars(each) for each in value.values())
     return sum(_chars(each) for each in value) if isinstance(value, list) else 0
+
+
+def _whole(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode("utf-8", "replace").decode()
+        case dict():
+            return {_whole(key): _whole(each) for key, each in value.items()}
+        case list():
+            return [_whole(each) for each in value]
+        case _:
+            return value
 
 
 def _format(schema: Mapping[str, Json]) -> dict[str, Json]:
