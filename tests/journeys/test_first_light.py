@@ -82,4 +82,5 @@ async def test_a_missing_and_a_corrupt_model_file_are_named_and_the_daemon_lives
             ended = await daemon.ask("Hello", agent=name)
             assert ended["type"] == "turn.failed"
             assert f"{name}.gguf" in ended["error"]["message"], ended["error"]
-        assert (await daemon.ask("Hello"))["type"] == "turn.completed"
+        short = {"output_tokens_max": 16}
+        assert (await daemon.ask("Hello", limits=short))["type"] == "turn.completed"
