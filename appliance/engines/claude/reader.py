@@ -101,6 +101,11 @@ class Reader:
         return self._is_started
 
     @property
+    def has_stopped(self) -> bool:
+        """The provider has said why it stopped, and with it the final count."""
+        return self._stop is not None
+
+    @property
     def chars(self) -> int:
         """Characters of output read so far, thinking and arguments included."""
         return self._chars
