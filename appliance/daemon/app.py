@@ -31,7 +31,6 @@ from appliance.daemon.audit import JournalAudit
 from appliance.daemon.control import Control
 from appliance.daemon.doctor import run_checks
 from appliance.daemon.engines import Engines
-from appliance.daemon.placer import MemoryPlacer, agent_specs, device_views, model_specs
 from appliance.daemon.ports import AgentNotes, Surroundings, TurnDelegate
 from appliance.daemon.reload import Configuration
 from appliance.daemon.vram import VramWatch
@@ -42,6 +41,8 @@ from appliance.memory.notes import JournalNotes
 from appliance.scheduler.budgets import Budgets
 from appliance.scheduler.core import Core
 from appliance.scheduler.dispatcher import Scheduler
+from appliance.scheduler.memory_placer import MemoryPlacer
+from appliance.scheduler.wanted import agent_specs, device_views, model_specs
 from appliance.store.approvals import Approvals, Grants
 from appliance.store.database import Database
 from appliance.store.index import Index
