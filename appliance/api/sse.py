@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from aiohttp import web
@@ -37,7 +37,8 @@ async def stream_events(
                 if request.transport is not None:
                     request.transport.abort()
                 return response
-    await response.write_eof()
+    with suppress(ConnectionError):  # it may have gone after the last event
+        await response.write_eof()
     return response
 
 
