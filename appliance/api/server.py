@@ -311,8 +311,12 @@ def bind_unix(path: Path) -> socket.socket:
         listener.bind(str(path))
     except OSError as error:
         listener.close()
+        # The error of a path too long (107 bytes on Linux) has no number and so no `strerror`.
         raise Conflict(
-            f"cannot bind {path}: {error.strerror}", hint="set [daemon] socket"
+            f"cannot bind {path}: {error.strerror or error}",
+            hint="set [daemon] socket to a shorter path"
+            if error.errno is None
+            else "set [daemon] socket",
         ) from error
     finally:
         os.umask(umask)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -253,40 +254,41 @@ class Turns:
 
     async def _guarded(self, turn: LiveTurn) -> None:
         """The wall around a turn: whatever happens inside ends as an event of this turn."""
+        try:
+            async with self._session_order[turn.state.session_id]:
+                await self._outlast_store(turn, partial(self._run, turn))
+        except Parked:
+            return
+        except asyncio.CancelledError:
+            cancelled = self._cancelled.pop(turn.turn_id, None)
+            if cancelled is None:
+                raise  # the daemon stops; the journal knows where to go on
+            await self._end(turn, cancelled)
+        except ApplianceError as error:
+            await self._end(turn, self._failed(turn, error))
+        except BaseExceptionGroup as group:
+            await self._end(turn, self._failed(turn, _first_of_ours(group)))
+        except Exception as error:
+            log.exception("turn %s failed unexpectedly", turn.turn_id)
+            unexpected = ApplianceError(
+                f"unexpected failure inside the turn: {error!r}",
+                hint="the daemon's log has the traceback",
+            )
+            await self._end(turn, self._failed(turn, unexpected))
+
+    async def _outlast_store(self, turn: LiveTurn, work: Callable[[], Awaitable[None]]) -> None:
+        """Do this to a turn, again and again while its journal cannot be written (disk full)."""
         wait_s = STORE_RETRY_S
         while True:
             try:
-                async with self._session_order[turn.state.session_id]:
-                    await self._run(turn)
-                return
-            except Parked:
-                return
-            except asyncio.CancelledError:
-                cancelled = self._cancelled.pop(turn.turn_id, None)
-                if cancelled is None:
-                    raise  # the daemon stops; the journal knows where to go on
-                await self._end(turn, cancelled)
+                await work()
                 return
             except StoreError as error:
                 log.error("turn %s waits for the journal: %s", turn.turn_id, error)
-                await asyncio.sleep(wait_s)
-                wait_s = min(wait_s * 2, STORE_RETRY_S_MAX)
-                with suppress(StoreError):
-                    await turn.reload()
-            except ApplianceError as error:
-                await self._end(turn, self._failed(turn, error))
-                return
-            except BaseExceptionGroup as group:
-                await self._end(turn, self._failed(turn, _first_of_ours(group)))
-                return
-            except Exception as error:
-                log.exception("turn %s failed unexpectedly", turn.turn_id)
-                unexpected = ApplianceError(
-                    f"unexpected failure inside the turn: {error!r}",
-                    hint="the daemon's log has the traceback",
-                )
-                await self._end(turn, self._failed(turn, unexpected))
-                return
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, STORE_RETRY_S_MAX)
+            with suppress(StoreError):
+                await turn.reload()
 
     def _failed(self, turn: LiveTurn, error: ApplianceError) -> ev.TurnFailed:
         return ev.TurnFailed(
@@ -296,11 +298,11 @@ class Turns:
         )
 
     async def _end(self, turn: LiveTurn, body: ev.TurnFailed | ev.TurnCancelled) -> None:
-        try:
-            await turn.append(body)
-        except StoreError as error:
-            log.error("turn %s could not be ended, it is resumed at start: %s",
-                      turn.turn_id, error)  # fmt: skip
+        async def end() -> None:
+            if not turn.state.is_finished:
+                await turn.append(body)
+
+        await self._outlast_store(turn, end)
 
     async def recover(self) -> int:
         """Queue every unfinished turn again, through the ordinary path. Returns how many."""
