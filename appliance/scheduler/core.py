@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from heapq import heappop, heappush
-from itertools import islice
 from typing import assert_never
 
 from appliance.scheduler import grants, outlook, pressure, room
@@ -304,11 +303,14 @@ class Core:
         pressure.refresh(book, now_s)
         self._expire(now_s)
         self._refuse_unservable(now_s)
-        grants.grant_all(book, now_s)
-        pressure.relieve(book, now_s)
+        moved = grants.grant_all(book, now_s)
+        moved |= pressure.relieve(book, now_s)
         for _ in range(_ROUNDS):
             made = room.make_room(book, now_s)
-            if not (grants.grant_all(book, now_s) or made):
+            if not (made or moved):
+                break
+            moved = grants.grant_all(book, now_s)
+            if not (made or moved):
                 break
         grants.preempt_for_urgent(book, now_s)
         self._unload_unused(now_s)
@@ -352,7 +354,7 @@ class Core:
         times = [book.foreign.next_fall_s()]
         if self._deadlines:
             times.append(self._deadlines[0][0])
-        some_victim = list(islice(book.ready(), 1))
+        ready = list(book.ready())
         for model in book.queue.models():
             state = book.models[model]
             oldest = book.queue.oldest(model)
@@ -361,13 +363,15 @@ class Core:
                 if retry_s > 0:
                     times.append(now_s + retry_s)
                 else:
-                    patience_s = room.swap_patience_s(book, state, some_victim)
+                    patience_s = room.swap_patience_s(book, state, ready[:1])
                     times.append(max(oldest.since_s + patience_s, now_s + 1.0))
-        for instance in book.ready():
+        for instance in ready:
+            if instance.leases:
+                continue
             held_until_s = instance.idle_since_s + book.policy.hold_s
-            if not instance.leases and held_until_s > now_s and len(book.queue):
+            if held_until_s > now_s and len(book.queue):
                 times.append(held_until_s)
-            if instance.spec.idle_unload_s is not None and not instance.leases:
+            if instance.spec.idle_unload_s is not None:
                 times.append(instance.idle_since_s + instance.spec.idle_unload_s)
         soonest = min((time_s for time_s in times if time_s is not None), default=math.inf)
         if soonest != self._woken_s and soonest != math.inf:

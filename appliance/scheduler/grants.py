@@ -30,7 +30,9 @@ def grant_all(book: Book, now_s: float) -> bool:
     barrier = _barrier(book, now_s)
     for model in book.queue.models():
         instance = book.models[model].current
-        while instance is not None and instance.slots_free > 0:
+        if instance is None:
+            continue
+        while instance.slots_free > 0:
             waiting = _next(book, model, barrier)
             if waiting is None:
                 break
@@ -77,10 +79,8 @@ def preempt(book: Book, instance: Instance, held: Held, reason: str, now_s: floa
 
 def _barrier(book: Book, now_s: float) -> Waiting | None:
     """The oldest due request for whose model no room is being made."""
-    if not book.queue.has_due:
-        return None
     oldest: Waiting | None = None
-    for model in book.queue.models():
+    for model in book.queue.due_models():
         if not book.can_be_delayed(model, now_s):
             continue
         waiting = book.queue.oldest(model)

@@ -34,8 +34,9 @@ def refresh(book: Book, now_s: float) -> None:
             book.epoch += 1
 
 
-def relieve(book: Book, now_s: float) -> None:
-    """Unloads idle instances on every device that is short."""
+def relieve(book: Book, now_s: float) -> bool:
+    """Unloads idle instances on every device that is short; True if any went."""
+    unloaded = False
     for device in list(book.ledger.accounts()):
         short = book.ledger.short(device)
         if short == 0:
@@ -67,3 +68,5 @@ def relieve(book: Book, now_s: float) -> None:
                 foreign_bytes=book.foreign.held(device, now_s),
             )
             book.leave(instance, f"{device} is short of memory", now_s)
+            unloaded = True
+    return unloaded

@@ -18,6 +18,7 @@ the swap costs, times a factor, then pay.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from heapq import nsmallest
 
 from appliance.scheduler.book import Book, Claim, Instance, ModelState
 from appliance.scheduler.eviction import Candidate, choose_victims
@@ -38,7 +39,7 @@ def make_room(book: Book, now_s: float) -> bool:
     if book.draining:
         return False
     changed = _complete_claims(book, now_s)
-    for state in _by_urgency(book, now_s)[:_TRIED_PER_EVENT]:
+    for state in _most_urgent(book, now_s):
         changed |= _load_for_waiters(book, state, now_s)
     for state in book.models.values():
         if state.wanted and book.may_load(state.spec.name, now_s):
@@ -90,20 +91,11 @@ def start(book: Book, state: ModelState, fit: Fit, now_s: float) -> None:
     )
 
 
-def _by_urgency(book: Book, now_s: float) -> list[ModelState]:
-    """Models that wait their turn: due ones by age, then by the queue's key."""
-
-    def rank(state: ModelState) -> tuple[bool, float, str]:
-        oldest = book.queue.oldest(state.spec.name)
-        first = book.queue.first(state.spec.name)
-        assert oldest is not None
-        assert first is not None
-        if book.queue.is_due(oldest):
-            return (False, oldest.seq, state.spec.name)
-        return (True, first.key, state.spec.name)
-
-    waited_for = (book.models[model] for model in book.queue.models())
-    return sorted((s for s in waited_for if book.may_load(s.spec.name, now_s)), key=rank)
+def _most_urgent(book: Book, now_s: float) -> list[ModelState]:
+    """The models to try: of those that wait their turn the due ones by age, then by key."""
+    waited_for = [model for model in book.queue.models() if book.may_load(model, now_s)]
+    chosen = nsmallest(_TRIED_PER_EVENT, waited_for, key=book.queue.rank)
+    return [book.models[model] for model in chosen]
 
 
 def _complete_claims(book: Book, now_s: float) -> bool:
@@ -118,7 +110,7 @@ def _complete_claims(book: Book, now_s: float) -> bool:
             changed = True
         elif not claim.victims:
             state.claim = None
-            changed |= _start_if_it_fits(book, state, now_s)
+            changed |= _start_if_it_fits(book, state, _open_free(book), now_s)
     return changed
 
 
@@ -134,11 +126,11 @@ def _give_up(book: Book, state: ModelState) -> None:
     state.claim = None
 
 
-def _start_if_it_fits(book: Book, state: ModelState, now_s: float) -> bool:
+def _start_if_it_fits(book: Book, state: ModelState, free: Mapping[str, int], now_s: float) -> bool:
     if not state.spec.needs_memory:
         start(book, state, Fit({}, state.spec.slots), now_s)
         return True
-    fit = book.placer.place(state.spec, _open_free(book))
+    fit = book.placer.place(state.spec, free)
     if isinstance(fit, Misfit):
         return False
     if _is_loading_on(book, fit.bytes_by_device):
@@ -149,25 +141,29 @@ def _start_if_it_fits(book: Book, state: ModelState, now_s: float) -> bool:
 
 
 def _load_for_waiters(book: Book, state: ModelState, now_s: float) -> bool:
-    if _start_if_it_fits(book, state, now_s):
+    free = _open_free(book)
+    if _start_if_it_fits(book, state, free, now_s):
         return True
     oldest = book.queue.oldest(state.spec.name)
     assert oldest is not None
-    return _claim(book, state, oldest, now_s)
+    return _claim(book, state, oldest, free, now_s)
 
 
-def _claim(book: Book, state: ModelState, oldest: Waiting, now_s: float) -> bool:
+def _claim(
+    book: Book, state: ModelState, oldest: Waiting, free: Mapping[str, int], now_s: float
+) -> bool:
     """Claims idle victims if they may go now, else busy ones if the waiter's turn has come.
 
     What has waiters of its own is not idle, even where the barrier keeps it from granting; and
     its place is only taken for a waiter who is older than all of them. Otherwise two models that
     both wait behind the barrier would evict each other for ever.
     """
-    free = _open_free(book)
-    leaving = [i for i in book.instances.values() if i.is_leaving and not _is_claimed(book, i)]
+    claimed = _claimed(book)
+    leaving = [i for i in book.instances.values() if i.is_leaving and i.instance_id not in claimed]
     ready = [i for i in book.ready() if not i.spec.pinned and not _has_older(book, i, oldest)]
-    hold = _is_held(book, oldest)
-    idle = [i for i in ready if not (hold or i.leases or book.queue.count(i.model))]
+    idle = [i for i in ready if not (i.leases or book.queue.count(i.model))]
+    if idle and _is_held(book, oldest):
+        idle = []
     idle = [i for i in idle if not _is_between_steps(book, state, i, oldest, now_s)]
     found = _choose(book, state, free, leaving + idle, now_s) if leaving or idle else None
     if found is None and _turn_may_have_come(book, state, oldest, now_s):
@@ -306,12 +302,13 @@ def _evict(book: Book, victim: Instance, state: ModelState, oldest: Waiting, now
 
 def _load_wanted(book: Book, state: ModelState, now_s: float) -> bool:
     """A preload takes free bytes only, a pinned model also those of idle others."""
-    if _start_if_it_fits(book, state, now_s):
+    free = _open_free(book)
+    if _start_if_it_fits(book, state, free, now_s):
         return True
     if not state.spec.pinned:
         return False
     idle = [i for i in book.ready() if not i.spec.pinned and not i.leases]
-    found = _choose(book, state, _open_free(book), idle, now_s)
+    found = _choose(book, state, free, idle, now_s)
     if found is None:
         return False
     state.claim = Claim(found[0], {victim.instance_id for victim in found[1]}, now_s)
@@ -326,19 +323,21 @@ def _open_free(book: Book) -> dict[str, int]:
     for state in book.models.values():
         if state.claim is None:
             continue
+        victims = [book.ledger.held_by(victim) for victim in state.claim.victims]
         for device, need in state.claim.fit.bytes_by_device.items():
-            coming = sum(
-                book.ledger.held_by(victim).get(device, 0) for victim in state.claim.victims
-            )
+            coming = sum(held.get(device, 0) for held in victims)
             free[device] = max(free.get(device, 0) - max(need - coming, 0), 0)
     return free
 
 
-def _is_claimed(book: Book, instance: Instance) -> bool:
-    return any(
-        s.claim is not None and instance.instance_id in s.claim.victims
-        for s in book.models.values()
-    )
+def _claimed(book: Book) -> set[str]:
+    """Instances whose bytes somebody counts on."""
+    return {
+        victim
+        for state in book.models.values()
+        if state.claim is not None
+        for victim in state.claim.victims
+    }
 
 
 def _is_loading_on(book: Book, devices: Mapping[str, int]) -> bool:

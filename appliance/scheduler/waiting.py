@@ -50,17 +50,53 @@ class Waiting:
     overtaken: int = 0
 
 
+class _Line:
+    """Those who wait for one model, in arrival order, and by key.
+
+    Who is oldest and who is first is asked far more often than it changes, so both are kept.
+    """
+
+    __slots__ = ("due", "first", "heap", "oldest", "requests")
+
+    def __init__(self) -> None:
+        self.requests: dict[int, Waiting] = {}
+        self.heap: list[tuple[float, int]] = []
+        self.oldest: Waiting | None = None
+        self.first: Waiting | None = None
+        self.due = 0
+
+    def add(self, waiting: Waiting) -> None:
+        self.requests[waiting.seq] = waiting
+        heappush(self.heap, (waiting.key, waiting.seq))
+        self.renew()
+
+    def drop(self, waiting: Waiting) -> None:
+        del self.requests[waiting.seq]
+        if not self.requests:
+            self.heap.clear()
+        elif len(self.heap) > 2 * len(self.requests) + 16:
+            self.heap[:] = [entry for entry in self.heap if entry[1] in self.requests]
+            heapify(self.heap)
+        self.renew()
+
+    def renew(self) -> None:
+        """Finds the oldest and the one with the least key again."""
+        heap, requests = self.heap, self.requests
+        while heap and heap[0][1] not in requests:
+            heappop(heap)
+        self.oldest = next(iter(requests.values()), None)
+        self.first = requests[heap[0][1]] if heap else None
+
+
 class WaitingQueue:
     """All waiting requests, by model. Owned by the core."""
 
     def __init__(self, max_overtaken: int) -> None:
         self._max_overtaken = max_overtaken
         self._by_id: dict[str, Waiting] = {}
-        self._by_model: dict[str, dict[int, Waiting]] = {}
-        self._heaps: dict[str, list[tuple[float, int]]] = {}
+        self._lines: dict[str, _Line] = {}
         self._finish: dict[str, float] = {}
         self._virtual = 0.0
-        self._due = 0
         self._next_seq = 0
 
     def __len__(self) -> int:
@@ -71,14 +107,15 @@ class WaitingQueue:
 
     def __iter__(self) -> Iterator[Waiting]:
         """In arrival order within a model, models in the order they were first asked for."""
-        for requests in self._by_model.values():
-            yield from requests.values()
+        for line in self._lines.values():
+            yield from line.requests.values()
 
     def models(self) -> list[str]:
-        return [model for model, requests in self._by_model.items() if requests]
+        return [model for model, line in self._lines.items() if line.requests]
 
     def count(self, model: str) -> int:
-        return len(self._by_model.get(model, ()))
+        line = self._lines.get(model)
+        return len(line.requests) if line is not None else 0
 
     def model_of(self, request_id: str) -> str | None:
         waiting = self._by_id.get(request_id)
@@ -89,12 +126,12 @@ class WaitingQueue:
         waiting = self._by_id.get(request_id)
         if waiting is None:
             return 0, 0
-        requests = self._by_model[waiting.model].values()
+        requests = self._lines[waiting.model].requests.values()
         place = sum(other.key <= waiting.key for other in requests)
         return place, len(requests)
 
     def of_model(self, model: str) -> Iterator[Waiting]:
-        return iter(self._by_model.get(model, {}).values())
+        return iter(self._lines[model].requests.values() if model in self._lines else ())
 
     def add(self, step: StepRequested, model: str, cost_s: float, now_s: float) -> Waiting:
         """Queues a step; `cost_s` is the seconds of a slot it will take, as predicted."""
@@ -107,8 +144,7 @@ class WaitingQueue:
         waiting = Waiting(step, model, self._next_seq, now_s, key, start, cost_s)
         self._next_seq += 1
         self._by_id[step.request_id] = waiting
-        self._by_model.setdefault(model, {})[waiting.seq] = waiting
-        heappush(self._heaps.setdefault(model, []), (key, waiting.seq))
+        self._lines.setdefault(model, _Line()).add(waiting)
         return waiting
 
     def cancel(self, request_id: str) -> Waiting | None:
@@ -121,16 +157,25 @@ class WaitingQueue:
 
     def first(self, model: str) -> Waiting | None:
         """Who is served next on this model: the oldest if it is due, else the least key."""
-        oldest = self.oldest(model)
-        if oldest is None or oldest.overtaken >= self._max_overtaken:
+        line = self._lines.get(model)
+        if line is None:
+            return None
+        oldest = line.oldest
+        if oldest is not None and oldest.overtaken >= self._max_overtaken:
             return oldest
-        heap, requests = self._heaps[model], self._by_model[model]
-        while heap[0][1] not in requests:
-            heappop(heap)
-        return requests[heap[0][1]]
+        return line.first
 
     def oldest(self, model: str) -> Waiting | None:
-        return next(iter(self._by_model.get(model, {}).values()), None)
+        line = self._lines.get(model)
+        return line.oldest if line is not None else None
+
+    def rank(self, model: str) -> tuple[bool, float, str]:
+        """Orders models by who waits for them: the due by age, then the others by key."""
+        first = self.first(model)
+        assert first is not None, f"nobody waits for {model}"
+        if first.overtaken >= self._max_overtaken and first is self.oldest(model):
+            return (False, first.seq, model)
+        return (True, first.key, model)
 
     def granted(self, waiting: Waiting) -> None:
         """Takes a request out because it is served, and moves the queue's virtual time."""
@@ -141,34 +186,31 @@ class WaitingQueue:
 
     def count_overtaken(self, granted: Waiting, model: str) -> None:
         """Notes that `granted` passed everyone older and no more patient who waits for `model`."""
-        for seq, waiting in self._by_model.get(model, {}).items():
-            if seq > granted.seq:
+        line = self._lines.get(model)
+        if line is None:
+            return
+        seq, priority = granted.seq, granted.step.priority
+        for waiting in line.requests.values():
+            if waiting.seq > seq:
                 break
-            if granted.step.priority >= waiting.step.priority:
+            if priority >= waiting.step.priority:
                 waiting.overtaken += 1
-                self._due += waiting.overtaken == self._max_overtaken
+                line.due += waiting.overtaken == self._max_overtaken
 
     def correct(self, agent: str, seconds: float, weight: float) -> None:
         """Moves an agent's virtual finish by what a step took more (or less) than predicted."""
         if agent in self._finish:
             self._finish[agent] += seconds / weight
 
-    @property
-    def has_due(self) -> bool:
-        """Somebody was overtaken as often as anybody may be."""
-        return self._due > 0
+    def due_models(self) -> Iterator[str]:
+        """Models for which somebody waits who was overtaken as often as anybody may be."""
+        return (model for model, line in self._lines.items() if line.due)
 
     def is_due(self, waiting: Waiting) -> bool:
         return waiting.overtaken >= self._max_overtaken
 
     def _drop(self, waiting: Waiting) -> None:
         del self._by_id[waiting.step.request_id]
-        self._due -= self.is_due(waiting)
-        requests = self._by_model[waiting.model]
-        del requests[waiting.seq]
-        heap = self._heaps[waiting.model]
-        if not requests:
-            heap.clear()
-        elif len(heap) > 2 * len(requests) + 16:
-            heap[:] = [entry for entry in heap if entry[1] in requests]
-            heapify(heap)
+        line = self._lines[waiting.model]
+        line.due -= self.is_due(waiting)
+        line.drop(waiting)
