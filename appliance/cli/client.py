@@ -71,7 +71,7 @@ class Client:
                 f"/api/turns/{turn}/events", params={"after": after}
             ) as response:
                 await _raise_for(response)
-                async for line in response.content:
+                async for line in _lines(response):
                     if line.startswith(b"data: "):
                         yield json.loads(line[6:])
         except aiohttp.ClientError as error:
@@ -102,6 +102,17 @@ class Client:
             f"no daemon answers on {self._socket}: {error}",
             hint="start it with `appliance serve`, or name its folder with --home",
         )
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """Lines of any length: aiohttp's own iteration gives up at half a megabyte."""
+    parts: list[bytes] = []
+    async for chunk in response.content.iter_any():
+        *ended, rest = chunk.split(b"\n")
+        for end in ended:
+            yield b"".join((*parts, end))
+            parts.clear()
+        parts.append(rest)
 
 
 async def _raise_for(response: aiohttp.ClientResponse) -> None:
