@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import random
 import sys
 import tempfile
 import time
-import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from scripts.bench.report import report  # noqa: E402
 from tests.daemons import Daemon, running, start  # noqa: E402
+from tests.fakes.claude.canaries import forms  # noqa: E402
 from tests.fakes.claude.running import Claude, claude_process, talking_to  # noqa: E402
 from tests.fakes.claude.server import END  # noqa: E402
 from tests.journeys.cloud import write_cloud_home  # noqa: E402
@@ -98,22 +97,6 @@ async def canaries(claude: Claude, folder: Path, workflows: int) -> dict[str, fl
         "canary_hits": sum(form in log for word in planted for form in forms(word)),
         "public_share_pct": 100 * sum(word.encode() in log for word in public) / len(public),
     }
-
-
-def forms(word: str) -> list[bytes]:
-    """Raw, base64 at its three offsets, hex, URL-encoded, JSON-escaped and reversed."""
-    raw = word.encode()
-    shifted = [base64.b64encode(b"\0" * offset + raw) for offset in range(3)]
-    return [
-        raw,
-        raw[::-1],
-        *(code[4 if offset else 0 : -4] for offset, code in enumerate(shifted)),
-        raw.hex().encode(),
-        raw.hex().upper().encode(),
-        "".join(f"%{byte:02X}" for byte in raw).encode(),
-        urllib.parse.quote(word).encode(),
-        "".join(f"\\u{byte:04x}" for byte in raw).encode(),
-    ]
 
 
 async def kills(claude: Claude, folder: Path, rounds: int) -> dict[str, float]:

@@ -240,7 +240,7 @@ class ClaudeEngine:
                 so_far = _so_far(reader)
                 if reader.has_begun and _is_news(so_far, told, event):
                     told = so_far
-                    await self._tell(request, so_far)
+                    await self._tell(request, so_far, 0 if reader.has_stopped else WATERMARK_TOKENS)
                 if delta is not None:
                     yield delta
                 if reader.is_complete:
@@ -248,11 +248,14 @@ class ClaudeEngine:
                     return
             raise faults.cut(self._name, "it ended without its proper end", _request_id(response))
         finally:
-            if reader.has_begun and told != _so_far(reader):
-                await self._tell(request, _so_far(reader))
+            if reader.has_begun and not reader.has_stopped:
+                await self._tell(request, _so_far(reader), 0)
 
-    async def _tell(self, request: GenerateRequest, so_far: Tally) -> None:
-        await self._meter.seen(request.turn_id, usage_of(so_far, self._model.prices))
+    async def _tell(self, request: GenerateRequest, so_far: Tally, ahead_tokens: int) -> None:
+        """While more is coming the figure runs ahead by one watermark: should we die before the
+        next one, it has most likely been reached."""
+        tally = replace(so_far, output_tokens=so_far.output_tokens + ahead_tokens)
+        await self._meter.seen(request.turn_id, usage_of(tally, self._model.prices))
 
     async def _events(
         self, response: httpx2.Response, waiting: Waiting
