@@ -6,7 +6,8 @@ one of two kinds:
 
 * *narrower*: whatever the new schema allows, the old one allowed. `dependentRequired` becomes
   `required`, an open object with declared properties is closed (a model shall not invent
-  arguments), numbers get bounds, `contains` is asked of every item. The guarantee holds.
+  arguments), numbers get bounds (`numeric.py`), also where a schema leaves the type open,
+  `contains` is asked of every item. The guarantee holds.
 * *wider*: the keyword cannot be kept and is dropped (`not`, `if`, `uniqueItems`, overlapping
   `oneOf`). Then `is_exact` is false: the finished value is checked against the original, and
   a call that fails is an error, never a call.
@@ -16,9 +17,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -26,6 +26,7 @@ from typing import Any
 import jsonschema
 from llguidance import LLMatcher
 
+from appliance.engines.chat.numeric import NUMBER_BOUND, bound_numbers
 from appliance.engines.chat.patterns import (
     LENGTH_LIMIT,
     endings,
@@ -35,9 +36,6 @@ from appliance.engines.chat.patterns import (
 from appliance.engines.chat.sizes import growth, types_of
 from appliance.types import Json
 
-INTEGER_BOUND = 2**53 - 1
-"""Beyond it JSON numbers are not the same everywhere (RFC 8259, section 6)."""
-NUMBER_BOUND = 1e15
 SCHEMAS_KEPT = 4096
 ENDINGS_LIMIT = 256
 """Rests of strings tried on the way out of one schema; each takes about a microsecond."""
@@ -57,7 +55,24 @@ _KEPT = frozenset(
 _WIDENING = frozenset(
     ("not", "if", "then", "else", "dependentSchemas", "unevaluatedItems", "$dynamicRef")
 )
-_ANY_OBJECT: Mapping[str, Json] = {"type": "object"}
+_TYPES = frozenset(("null", "boolean", "number", "string", "array", "object"))
+_ANY_NAME = "appliance:any"
+_ANY_REFERENCE: Mapping[str, Json] = {"$ref": f"#/$defs/{_ANY_NAME}"}
+_ANY: Mapping[str, Json] = {
+    "type": sorted(_TYPES),
+    "minimum": -NUMBER_BOUND,
+    "maximum": NUMBER_BOUND,
+    "items": _ANY_REFERENCE,
+    "additionalProperties": _ANY_REFERENCE,
+}
+"""What stands where a schema says nothing: any JSON, its numbers bounded all the way down."""
+_ANY_OBJECT: Mapping[str, Json] = {
+    "type": "object",
+    "additionalProperties": _ANY_REFERENCE,
+    "$defs": {_ANY_NAME: _ANY},
+}
+_DECIDING = frozenset(("$ref", "anyOf", "oneOf", "allOf", "enum", "const"))
+"""Beside one of these a missing `type` does not mean any type."""
 _COMPOSING = frozenset(("allOf", "anyOf", "oneOf", "$ref", "if"))
 _UNKNOWN_REGEX = re.compile(r"\(\?[=!<]|\\[1-9bB]|\\[pP](?!\{)")
 _OPTIONS = {
@@ -110,11 +125,32 @@ def _fitted(source: str) -> Fitted:
     for is_cautious in (False, True):
         rewriter = _Rewriter(schema, is_cautious=is_cautious)
         rewritten = rewriter.root()
-        rule = _rule(rewritten)
-        if not LLMatcher.validate_grammar(f"start: answer\nanswer: %json {rule}"):
+        if _is_accepted(rewritten):
             exact = not rewriter.widened
-            return Fitted(rule, rewritten, exact, growth(rewritten), rewriter.endings())
-    return Fitted(_rule(_ANY_OBJECT), _ANY_OBJECT, False, 16)
+            return Fitted(_rule(rewritten), rewritten, exact, growth(rewritten), rewriter.endings())
+    loosened = _loosened(rewritten)
+    if not _is_accepted(loosened):
+        loosened = _ANY_OBJECT
+    return Fitted(_rule(loosened), loosened, False, growth(loosened), rewriter.endings())
+
+
+def _is_accepted(schema: Json) -> bool:
+    return not LLMatcher.validate_grammar(f"start: answer\nanswer: %json {_rule(schema)}")
+
+
+def _loosened(schema: Json) -> Mapping[str, Json]:
+    """Any JSON for the properties that the library refuses; names and `required` stay."""
+    if not isinstance(schema, Mapping) or not schema.get("properties"):
+        return _ANY_OBJECT
+    shared = {"$defs": {**(schema.get("$defs") or {}), _ANY_NAME: _ANY}}
+    if "definitions" in schema:
+        shared["definitions"] = schema["definitions"]
+    properties = {
+        name: part if _is_accepted({**part, **shared}) else _ANY_REFERENCE
+        for name, part in schema["properties"].items()
+        if isinstance(part, Mapping)
+    }
+    return {**schema, **shared, "properties": properties}
 
 
 def _rule(schema: Json) -> str:
@@ -133,9 +169,13 @@ class _Rewriter:
         self._schema = schema
         self._is_cautious = is_cautious
         self._closes = '"allOf"' not in json.dumps(schema)
+        self._takes_any = False
 
     def root(self) -> Json:
-        return self._node(self._schema, closes=self._closes)
+        found = self._node(self._schema, closes=self._closes)
+        if self._takes_any:
+            found["$defs"] = {**(found.get("$defs") or {}), _ANY_NAME: _ANY}
+        return found
 
     def endings(self) -> tuple[bytes, ...]:
         found = (text for example in self._examples for text in endings(example))
@@ -143,7 +183,7 @@ class _Rewriter:
 
     def _node(self, schema: Json, *, closes: bool) -> Json:
         if not isinstance(schema, Mapping):
-            return schema
+            return self._any() if schema is True else schema
         found = {key: value for key, value in schema.items() if key in _KEPT}
         if not _WIDENING.isdisjoint(schema):
             self.widened = True
@@ -151,10 +191,19 @@ class _Rewriter:
         self._references(found)
         self._branches(found, schema)
         self._string(found)
-        self._number(found)
+        types = types_of(found) or (frozenset() if _DECIDING & found.keys() else _TYPES)
+        if not bound_numbers(found, types):
+            self.widened = True
         self._array(found, schema)
-        self._object(found, schema, closes=closes)
+        if "array" in types and self._closes:
+            found.setdefault("items", self._any())
+        self._object(found, schema, types, closes=closes)
         return found
+
+    def _any(self) -> Json:
+        """Beside `allOf` the library would have to intersect it: there, without bounds."""
+        self._takes_any = self._takes_any or self._closes
+        return _ANY_REFERENCE if self._closes else True
 
     def _references(self, found: dict[str, Any]) -> None:
         reference = found.get("$ref")
@@ -205,33 +254,6 @@ class _Rewriter:
         if example is not None:
             self._examples[example] = None
 
-    def _number(self, found: dict[str, Any]) -> None:
-        types = types_of(found)
-        if not types & {"number", "integer"} or "enum" in found or "const" in found:
-            return
-        bound: float = NUMBER_BOUND if "number" in types else INTEGER_BOUND
-        step = found.get("multipleOf")
-        if isinstance(step, float) and "number" in types and not _is_binary(step):
-            # 0.3 / 0.1 is no whole number in floating point: whole multiples are safe.
-            found["type"] = sorted(types - {"number"} | {"integer"})
-            found["multipleOf"] = Fraction(str(step)).numerator
-        for limit, exclusive, sign in (
-            ("minimum", "exclusiveMinimum", -1),
-            ("maximum", "exclusiveMaximum", 1),
-        ):
-            strict = found.get(exclusive)
-            if isinstance(strict, bool):
-                del found[exclusive]
-                self.widened = self.widened or strict
-            elif strict is not None and "number" in types:
-                # Digits without end would round onto the excluded bound itself.
-                del found[exclusive]
-                inside = strict - sign * max(abs(strict), 1) * 1e-9
-                found[limit] = _tighter(found.get(limit), inside, sign)
-            elif strict is None and limit not in found:
-                other = found.get("maximum" if sign < 0 else "minimum", 0)
-                found[limit] = sign * max(bound, 2 * abs(other))
-
     def _array(self, found: dict[str, Any], schema: Mapping[str, Json]) -> None:
         items = found.get("items")
         if isinstance(items, list):
@@ -253,7 +275,14 @@ class _Rewriter:
         if schema.get("uniqueItems") and found.get("maxItems", 2) > 1:
             self.widened = True
 
-    def _object(self, found: dict[str, Any], schema: Mapping[str, Json], *, closes: bool) -> None:
+    def _object(
+        self,
+        found: dict[str, Any],
+        schema: Mapping[str, Json],
+        types: Collection[str],
+        *,
+        closes: bool,
+    ) -> None:
         properties = found.get("properties")
         if isinstance(properties, Mapping):
             found["properties"] = properties = {
@@ -277,6 +306,8 @@ class _Rewriter:
                 }
         elif properties and closes:
             found.setdefault("additionalProperties", False)
+        if "object" in types and self._closes:
+            found.setdefault("additionalProperties", self._any())
         self._require(found, schema)
         self._count(found, schema.get("propertyNames", True))
         self._names(found, schema)
@@ -296,7 +327,7 @@ class _Rewriter:
         if found.get("additionalProperties") is False and "patternProperties" not in found:
             properties = dict(found.get("properties") or {})
             for name in required:
-                properties.setdefault(name, True)
+                properties.setdefault(name, self._any())
             found["properties"] = properties
 
     def _count(self, found: dict[str, Any], names: Json) -> None:
@@ -358,14 +389,3 @@ def _own_keys(count: int, taken: Mapping[str, Json], names: Json) -> list[str]:
     validator = jsonschema.Draft202012Validator(names)
     free = (name for name in plain if name not in taken and validator.is_valid(name))
     return list(islice(free, count))
-
-
-def _is_binary(step: float) -> bool:
-    denominator = Fraction(str(step)).denominator
-    return denominator & (denominator - 1) == 0
-
-
-def _tighter(limit: float | None, inside: float, sign: int) -> float:
-    if limit is None:
-        return inside
-    return min(limit, inside) if sign > 0 else max(limit, inside)

@@ -9,11 +9,13 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llguidance import LLMatcher
 
 from appliance.engines.chat.constraint import ConstraintFactory
 from appliance.engines.chat.patterns import example_of_pattern
-from appliance.engines.chat.schema import fitted
+from appliance.engines.chat.schema import Fitted, fitted
 from appliance.engines.chat.turnplan import plan
+from appliance.engines.chat.vocabulary import Vocabulary
 from appliance.types import (
     GenerateRequest,
     Role,
@@ -28,6 +30,7 @@ from tests.engines.chat.templates import REAL, hermes, real_template
 from tests.engines.chat.vocab import SHARED, RealVocab, real_vocab
 
 PATH = SHARED / "vocab" / "ggml-vocab-qwen2.gguf"
+_BYTES = Vocabulary([*(bytes([byte]) for byte in range(256)), b"<end>"], [256], [256])
 MARKS = ("<tool_call>", "</tool_call>", "<think>", "</think>")
 
 
@@ -79,6 +82,11 @@ def test_calls_in_every_native_format_are_valid(
         check_turn(factory, vocab, seed, template)
 
 
+def test_seeds_that_once_failed_are_valid(factory: ConstraintFactory, vocab: RealVocab) -> None:
+    for seed in (100_700, 101_705):
+        check_turn(factory, vocab, seed)
+
+
 @pytest.mark.slow
 def test_ten_thousand_calls_are_valid(factory: ConstraintFactory, vocab: RealVocab) -> None:
     for seed in range(10_000, 20_000):
@@ -111,6 +119,53 @@ def test_what_no_grammar_can_keep_is_marked_to_be_checked(schema: dict[str, obje
 )
 def test_what_can_be_said_more_narrowly_stays_exact(schema: dict[str, object]) -> None:
     assert fitted(schema).is_exact
+
+
+def test_a_decimal_step_between_two_whole_numbers_is_listed_number_by_number() -> None:
+    part = {"type": "number", "exclusiveMinimum": 3, "maximum": 3.5, "multipleOf": 0.1}
+    found = fitted({"type": "object", "properties": {"a": part}, "required": ["a"]})
+    assert found.is_exact
+    assert found.schema["properties"]["a"] == {"enum": [3.1, 3.2, 3.4, 3.5]}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        True,
+        {},
+        {"minimum": 3},
+        {"type": "array"},
+        {"type": "array", "prefixItems": [{}]},
+        {"type": "object", "additionalProperties": True},
+        {"oneOf": [{"type": "array", "maxItems": 2}, {"type": "null"}]},
+    ],
+)
+def test_a_number_cannot_grow_to_infinity_where_the_type_is_open(part: object) -> None:
+    found = fitted({"type": "object", "properties": {"a": part}, "required": ["a"]})
+    assert found.is_exact
+    for endless in ("-1E+062857406", "[1e999]", '{"b": 1e999}', '{"b": [[2E400]]}'):
+        assert not could_say(found, f'{{"a": {endless}')
+
+
+def test_what_no_grammar_fits_keeps_its_names_and_what_is_required() -> None:
+    empty = {"type": "integer", "minimum": 3, "maximum": 2}
+    schema = {
+        "type": "object",
+        "properties": {"a": empty, "b": {"type": "boolean"}},
+        "required": ["a", "b"],
+    }
+    found = fitted(schema)
+    assert not found.is_exact
+    assert found.schema["required"] == ["a", "b"]
+    assert could_say(found, '{"a": 3, "b": true}')
+    assert not could_say(found, '{"b"')
+
+
+def could_say(found: Fitted, text: str) -> bool:
+    """Whether the grammar allows an answer that begins like this."""
+    matcher = LLMatcher(_BYTES.library, f"start: answer\nanswer: %json {found.rule}", log_level=0)
+    spelt = _BYTES.virtual(text.encode())
+    return matcher.validate_tokens(spelt) == len(spelt)
 
 
 @settings(max_examples=60, deadline=None)
