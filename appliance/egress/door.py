@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 
@@ -20,6 +21,9 @@ from appliance.errors import ConfigError
 
 READ_TIMEOUT_S = 600.0
 """Silence on a connection before it counts as dead, where the borrower sets nothing tighter."""
+
+_TALKATIVE = ("anthropic", "httpx2", "httpcore2")
+"""Libraries below a client that log URLs, headers or whole bodies at debug level."""
 
 
 class Egress:
@@ -45,6 +49,8 @@ class Egress:
         self._guard = guard
         self._dialler = Dialler(config, guard)
         self._rates: dict[str, Rates] = {}
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
 
     def permits(self, model: str) -> bool:
         """Configured, not air-gapped, and a key at hand where one is named."""
