@@ -146,8 +146,8 @@ def messages_from_json(
     return tuple(found)
 
 
-def block_from_json(value: Json, where: str, label: Label = Label.PUBLIC) -> Block | None:
-    """One content block; None for kinds that say nothing to a model of ours."""
+def block_from_json(value: Json, where: str, label: Label = Label.PUBLIC) -> Block:
+    """One content block; of a kind that is not ours, a note that it was there."""
     if not isinstance(value, Mapping):
         raise BadRequest(f"{where}: write an object with a type")
     try:
@@ -264,8 +264,7 @@ def _content_from_json(content: Json, where: str, label: Label) -> list[Block]:
         return [TextBlock(content, label)] if content else []
     if not isinstance(content, list):
         raise BadRequest(f"{where}: write text or a list of blocks")
-    blocks = (block_from_json(b, f"{where}.{i}", label) for i, b in enumerate(_merged(content)))
-    return [block for block in blocks if block is not None]
+    return [block_from_json(b, f"{where}.{i}", label) for i, b in enumerate(_merged(content))]
 
 
 def _merged(content: list[Any]) -> list[Any]:
