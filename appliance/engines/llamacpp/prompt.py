@@ -7,7 +7,7 @@ atomic under the interpreter's lock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
@@ -16,6 +16,7 @@ from appliance.engines.chat.constraint import Constraint, ConstraintFactory
 from appliance.engines.chat.parser import OutputParser
 from appliance.engines.chat.template import ChatTemplate
 from appliance.engines.chat.turnplan import ChatPlan, plan
+from appliance.engines.llamacpp.dates import BeginningDates
 from appliance.engines.llamacpp.prefix import common_length
 from appliance.engines.llamacpp.said import Said
 from appliance.engines.llamacpp.vocab import Vocab
@@ -38,23 +39,30 @@ class Prepared:
 
 class Preparer:
     """Renders, tokenises, compiles. `window` is the most tokens one sequence may hold;
-    `makes_checkpoints` is for models whose cache cannot be cut."""
+    `makes_checkpoints` is for models whose cache cannot be cut; `today` asks the calendar."""
 
     def __init__(
-        self, vocab: Vocab, template: ChatTemplate, *, window: int, makes_checkpoints: bool
+        self,
+        vocab: Vocab,
+        template: ChatTemplate,
+        *,
+        window: int,
+        makes_checkpoints: bool,
+        today: Callable[[], date] = date.today,
     ) -> None:
         self._vocab = vocab
         self._template = template
         self._window = window
         self._makes_checkpoints = makes_checkpoints
+        self._today = today
+        self._dates = BeginningDates()
         self.said = Said()
 
     def prepare(self, request: GenerateRequest) -> Prepared:
         """Raises `BadRequest` and `PromptTooLong`; never cuts a prompt."""
-        planned = plan(self._template, request, today=date.today())
-        tokens = self._vocab.tokenise_segments(
-            planned.segments, adds_bos=planned.adds_bos, said=self.said
-        )
+        today = self._dates.of(request.cache_key, self._today())
+        planned = plan(self._template, request, today=today)
+        tokens = self._tokens(planned)
         if len(tokens) >= self._window:
             raise PromptTooLong(
                 f"prompt is too long: {len(tokens)} tokens > {self._window - 1} maximum",
@@ -73,17 +81,15 @@ class Preparer:
             stops=planned.stop,
             parser=planned.parser,
             constraint=constraint,
-            checkpoint=self._shared_beginning(request, tokens) if self._makes_checkpoints else 0,
+            checkpoint=(
+                self._shared_beginning(request, tokens, today) if self._makes_checkpoints else 0
+            ),
         )
 
     def count(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> int:
         """Prompt tokens of these messages and tools, generation prompt included."""
         request = GenerateRequest("count", tuple(messages), tuple(tools))
-        planned = plan(self._template, request, today=date.today())
-        tokens = self._vocab.tokenise_segments(
-            planned.segments, adds_bos=planned.adds_bos, said=self.said
-        )
-        return len(tokens)
+        return len(self._tokens(plan(self._template, request, today=self._today())))
 
     def text(self, text: str) -> tuple[int, ...]:
         """Tokens of a text to embed, with what the model puts around one."""
@@ -103,15 +109,14 @@ class Preparer:
         vocab = self._vocab
         return ConstraintFactory(vocab.pieces, sorted(vocab.end_ids), vocab.special_ids)
 
-    def _shared_beginning(self, request: GenerateRequest, tokens: Sequence[int]) -> int:
+    def _shared_beginning(
+        self, request: GenerateRequest, tokens: Sequence[int], today: date
+    ) -> int:
         """Where system prompt and tools end: as far as another question would share the prompt."""
         system = tuple(m for m in request.messages[:1] if m.role is Role.SYSTEM)
         if not system and not request.tools:
             return 0
         other = replace(request, messages=(*system, text_message(Role.USER, "?")))
-        planned = plan(self._template, other, today=date.today())
-        others = self._vocab.tokenise_segments(
-            planned.segments, adds_bos=planned.adds_bos, said=self.said
-        )
+        others = self._tokens(plan(self._template, other, today=today))
         # One less: text that follows may still merge with the last token.
         return max(0, common_length(others, tokens) - 1)

@@ -43,7 +43,7 @@ class RealVocab:
 def real_vocab(path: Path, marks: tuple[str, ...] = ()) -> RealVocab:
     """The vocabulary of `path`; `marks` become the texts of its first unused control tokens, as the
     vocabularies of models with such tokens have them."""
-    fields = _read_metadata(path)
+    fields = read_metadata(path)
     to_byte = _byte_alphabet()
     tokens: list[bytes] = []
     special: list[int] = []
@@ -68,7 +68,7 @@ def _byte_alphabet() -> dict[str, int]:
     }
 
 
-def _read_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         magic, _version, _tensors, count = struct.unpack("<4sIQQ", file.read(24))
         assert magic == b"GGUF"

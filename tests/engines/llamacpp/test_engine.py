@@ -198,6 +198,21 @@ async def test_an_unknown_adapter_is_refused(engine: LlamaCppEngine) -> None:
         await run(engine, ask("Hello", adapter="nobody"))
 
 
+async def test_a_request_that_cannot_be_kept_is_the_callers_fault_and_harms_nobody(
+    engine: LlamaCppEngine,
+) -> None:
+    tool = ToolSpec("save", "", {"type": "object", "properties": {"path": {"type": "string"}}})
+    demanded = ToolChoice(ToolChoiceKind.ANY)
+    named = ToolChoice(ToolChoiceKind.NAMED, "nobody")
+    with pytest.raises(BadRequest, match="max_tokens is too small"):
+        await run(engine, ask("Save", tools=(tool,), tool_choice=demanded, max_tokens=2))
+    with pytest.raises(BadRequest, match="'nobody'"):
+        await run(engine, ask("Save", tools=(tool,), tool_choice=named))
+    with pytest.raises(BadRequest, match="there are no tools"):
+        await run(engine, ask("Save", tool_choice=demanded))
+    assert (await run(engine, ask("Hello")))[1].usage.output_tokens > 0
+
+
 @pytest.mark.parametrize("content", [None, b"", b"GGUF", b"not a model at all" * 100])
 async def test_a_broken_file_is_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "broken.gguf"
