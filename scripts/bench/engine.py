@@ -1,10 +1,9 @@
 """The llama.cpp engine measured: throughput beside llama-server, shared prefixes, parking, calls.
 
-    python scripts/bench/engine.py [--llama-server PATH] [--daemon-socket PATH --model-name NAME]
-                                   [--only NAME[,NAME…]] [--json]
+    python scripts/bench/engine.py [--llama-server PATH] [--direct] [--only NAME[,NAME…]] [--json]
 
-Without `--daemon-socket` throughput is of the engine itself; with it, of the daemon's
-`/v1/chat/completions`, which must serve the same model. The last line is one JSON object.
+Throughput is of whole turns through a daemon of its own, everything else (and, with `--direct`,
+throughput too) of the engine itself. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -22,12 +21,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import aiohttp
-
 from appliance.engines.llamacpp.engine import LlamaCppEngine
 from appliance.engines.llamacpp.params import LlamaCppParams
 from scripts.bench.engine_lib import measures
-from scripts.bench.engine_lib.targets import Direct, OpenAi, Target, llama_server
+from scripts.bench.engine_lib.daemon import bench_daemon
+from scripts.bench.engine_lib.targets import Direct, Target, llama_server
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_MODEL = ROOT / ".appliance" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -106,42 +104,31 @@ async def _measure(options: argparse.Namespace) -> dict[str, float]:
 
 async def _throughput(params: LlamaCppParams, options: argparse.Namespace) -> dict[str, float]:
     streams = (1, 4, 8, 16)
+    size = {"slots": params.slots, "window": params.context_window, "threads": options.threads}
     async with AsyncExitStack() as stack:
         ours: Target
-        if options.daemon_socket:
-            connector = aiohttp.UnixConnector(str(options.daemon_socket), limit=0)
-            session = await stack.enter_async_context(
-                aiohttp.ClientSession(
-                    connector=connector, timeout=aiohttp.ClientTimeout(total=None)
-                )
-            )
-            ours = OpenAi(session, "http://daemon", options.model_name)
-        else:
+        if options.direct:
             ours = Direct(await stack.enter_async_context(LlamaCppEngine(params)))
-        await measures.burst(ours, 1, 4)
-        if options.llama_server is None:
-            return await measures.own_throughput(ours, streams, options.tokens)
-        theirs = await stack.enter_async_context(
-            llama_server(
-                options.llama_server,
-                params.model_path,
-                slots=params.slots,
-                window=params.context_window,
-                threads=options.threads,
+        else:
+            served = bench_daemon(
+                params.model_path, **size, system=measures.STORYTELLER, tokens=options.tokens
             )
-        )
-        await measures.burst(theirs, 1, 4)
-        return await measures.throughput(
-            ours, theirs, streams, rounds=options.rounds, tokens=options.tokens
-        )
+            ours = await stack.enter_async_context(served)
+        asked = {"tokens": options.tokens, "endless": options.direct}
+        await measures.burst(ours, 1, **asked)
+        if options.llama_server is None:
+            return await measures.own_throughput(ours, streams, **asked)
+        peer = llama_server(options.llama_server, params.model_path, **size)
+        theirs = await stack.enter_async_context(peer)
+        await measures.burst(theirs, 1, **asked)
+        return await measures.throughput(ours, theirs, streams, rounds=options.rounds, **asked)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
     parser.add_argument("--llama-server", type=Path, help="the program to compare with")
-    parser.add_argument("--daemon-socket", type=Path, help="measure throughput through the daemon")
-    parser.add_argument("--model-name", default="default", help="the model's name in the daemon")
+    parser.add_argument("--direct", action="store_true", help="throughput without the daemon")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=48, help="per answer")

@@ -32,38 +32,60 @@ Figures = dict[str, float]
 ENDLESS = dict.fromkeys(END_TOKENS, -100.0)
 
 
-async def burst(target: Target, streams: int, tokens: int) -> float:
-    """Tokens per second of `streams` answers at once, first token to last."""
+STORYTELLER = "You tell long stories."
+
+
+async def burst(target: Target, streams: int, tokens: int, *, endless: bool = True) -> float:
+    """Tokens per second of `streams` answers at once, from asking to the last token. Where an
+    answer may end by itself (not `endless`) only what was said is counted."""
     began = time.perf_counter()
     answers = await asyncio.gather(
         *(
-            target.chat("Be brief.", f"Count upward from {n}.", tokens=tokens, endless=True)
-            for n in range(streams)
+            target.chat(
+                STORYTELLER, f"Tell a long story about {n} birds.", tokens=tokens, endless=endless
+            )
+            for n in range(2, streams + 2)
         )
     )
     return sum(a.output_tokens for a in answers) / (time.perf_counter() - began)
 
 
 async def throughput(
-    ours: Target, theirs: Target, streams: tuple[int, ...], *, rounds: int, tokens: int
+    ours: Target,
+    theirs: Target,
+    streams: tuple[int, ...],
+    *,
+    rounds: int,
+    tokens: int,
+    endless: bool,
 ) -> Figures:
-    """Both in turns; the ratio is the median of the paired ones."""
+    """Both in turns; the ratio is the median of the paired ones, and its least and most."""
     figures: Figures = {}
     for count in streams:
         pairs: list[tuple[float, float]] = []
         for turn in range(rounds):
             order = [ours, theirs] if turn % 2 == 0 else [theirs, ours]
-            rates = {id(target): await burst(target, count, tokens) for target in order}
+            rates = {
+                id(target): await burst(target, count, tokens, endless=endless) for target in order
+            }
             pairs.append((rates[id(ours)], rates[id(theirs)]))
-        figures[f"throughput_ratio_{count}"] = statistics.median(a / b for a, b in pairs)
+        ratios = [a / b for a, b in pairs]
+        figures[f"throughput_ratio_{count}"] = statistics.median(ratios)
+        figures[f"throughput_ratio_{count}_least"] = min(ratios)
+        figures[f"throughput_ratio_{count}_most"] = max(ratios)
         figures[f"tokens_per_s_{count}"] = statistics.median(a for a, _ in pairs)
         figures[f"llama_server_tokens_per_s_{count}"] = statistics.median(b for _, b in pairs)
     return figures
 
 
-async def own_throughput(ours: Target, streams: tuple[int, ...], tokens: int) -> Figures:
+async def own_throughput(
+    ours: Target, streams: tuple[int, ...], tokens: int, *, endless: bool
+) -> Figures:
     """Without a peer to compare with."""
-    return {f"tokens_per_s_{count}": await burst(ours, count, tokens) for count in streams}
+    return {
+        f"tokens_per_s_{count}": await burst(ours, count, tokens, endless=endless)
+        for count in streams
+    }
 
 
 def rules(count_tokens: int, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What can be asked for an answer: our engine itself, or any OpenAI-compatible server."""
+"""What can be asked for an answer: our engine itself, or llama-server (and see `daemon.py`)."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Direct:
 
 
 class OpenAi:
-    """A server with `/v1/chat/completions`: llama-server, or the daemon on its socket."""
+    """A server with `/v1/chat/completions`: llama-server."""
 
     def __init__(self, session: aiohttp.ClientSession, base: str, model: str) -> None:
         self._session, self._base, self._model = session, base, model
