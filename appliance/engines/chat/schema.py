@@ -373,6 +373,13 @@ class _Rewriter:
         elif isinstance(names, Mapping) and "pattern" in names and len(names) == 1:
             value = found.get("additionalProperties", True)
             self._example(names)
+            # What the pattern's own schema says need not be said again: the library would
+            # intersect the two, which it cannot where one refers to itself.
+            found["properties"] = {
+                name: part
+                for name, part in (found.get("properties") or {}).items()
+                if part != value
+            }
             found["patternProperties"] = {names["pattern"]: value}
             found["additionalProperties"] = False
         elif isinstance(names, Mapping) and "enum" in names:

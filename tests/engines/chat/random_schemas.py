@@ -95,7 +95,12 @@ def _number(rng: random.Random, depth: int) -> dict[str, Any]:
         schema[rng.choice(("minimum", "exclusiveMinimum"))] = rng.choice((0, -1.5, 3))
         schema[rng.choice(("maximum", "exclusiveMaximum"))] = rng.choice((3.5, 10, 1e6))
     if rng.random() < 0.1:
-        schema["multipleOf"] = rng.choice((0.1, 0.5, 0.01))
+        step = rng.choice((0.1, 0.5, 0.01))
+        # Between 3 and 3.5, both excluded, there is no half: no value would be valid.
+        if not (
+            step == 0.5 and {("exclusiveMinimum", 3), ("exclusiveMaximum", 3.5)} <= schema.items()
+        ):
+            schema["multipleOf"] = step
     return schema
 
 

@@ -83,7 +83,7 @@ def test_calls_in_every_native_format_are_valid(
 
 
 def test_seeds_that_once_failed_are_valid(factory: ConstraintFactory, vocab: RealVocab) -> None:
-    for seed in (100_700, 101_705):
+    for seed in (100_700, 101_705, 101_906, 105_113, 106_644):
         check_turn(factory, vocab, seed)
 
 
