@@ -54,7 +54,10 @@ UNFINISHED = {"queued", "running", "waiting_approval"}
 
 @dataclass
 class Count:
-    accepted: list[str] = field(default_factory=list)
+    asked: int = 0
+    """Numbers handed out: one whose turn was accepted but not acknowledged is never used again."""
+    accepted: dict[int, str] = field(default_factory=dict)
+    """Acknowledged turns by their number."""
     restarts_s: list[float] = field(default_factory=list)
     runner_kills: int = 0
     kills: int = 0
@@ -132,8 +135,8 @@ async def until_killed(
 
     async def starting() -> None:
         for _ in range(TURNS_AT_ONCE):
-            number = len(count.accepted)
-            count.accepted.append(await daemon.start_turn(f"task {number:05d}", "worker"))
+            number, count.asked = count.asked, count.asked + 1
+            count.accepted[number] = await daemon.start_turn(f"task {number:05d}", "worker")
             await asyncio.sleep(chance.uniform(0, 0.1))
 
     task = asyncio.create_task(starting())
@@ -175,9 +178,9 @@ async def settle(daemon: Daemon, home: Path, count: Count) -> dict[str, Any]:
         if not unfinished["turns"]:
             break
         await asyncio.sleep(0.3)
-    states: dict[str, str] = {}
-    for turn in count.accepted:
-        states[turn] = (await daemon.get(f"/api/turns/{turn}")).get("status", "lost")
+    states: dict[int, str] = {}
+    for number, turn in count.accepted.items():
+        states[number] = (await daemon.get(f"/api/turns/{turn}")).get("status", "lost")
     in_doubt = sum(state == "in_doubt" for state in states.values())
     lost = sum(state not in ("done", "in_doubt") for state in states.values())
     effects = Counter(
@@ -187,19 +190,20 @@ async def settle(daemon: Daemon, home: Path, count: Count) -> dict[str, Any]:
     )
     for note in (home / "state" / "workspaces").glob("*/notes-*.txt"):
         effects.update(line for line in note.read_text().splitlines() if line.startswith("edit"))
-    done = sum(state == "done" for state in states.values())
+    done = [number for number, state in states.items() if state == "done"]
+    wanted = {f"{kind} {number:05d}" for number in done for kind in ("shell", "second", "edit")}
     doctor = await daemon.get("/api/doctor")
     chain = next(check for check in doctor["checks"] if check["name"] == "journal")
     return {
         "kills": count.kills,
         "runner_kills": count.runner_kills,
         "accepted": len(count.accepted),
-        "done": done,
+        "done": len(done),
         "lost": lost,
         "twice": sum(times - 1 for times in effects.values()),
         "in_doubt": in_doubt,
         "effects": sum(effects.values()),
-        "effects_expected_of_done": done * 3,
+        "missing": len(wanted - effects.keys()),
         "restart_p50_s": round(statistics.median(count.restarts_s), 3),
         "restart_p95_s": round(sorted(count.restarts_s)[int(len(count.restarts_s) * 0.95)], 3),
         "chain_ok": chain["ok"],
