@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from appliance.cli.shared import (
     JsonFlag,
     ask_daemon,
+    clean,
     err,
     fail,
     gib,
@@ -46,6 +48,9 @@ def models(context: typer.Context, as_json: JsonFlag = False) -> None:
          for row in found],
         "no models are configured",
     )  # fmt: skip
+    for row in found:
+        if row["detail"]:
+            out.print(f"[yellow]{escape(clean(row['name']))}: {escape(clean(row['detail']))}[/]")
 
 
 @app.command()

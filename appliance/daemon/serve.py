@@ -37,20 +37,18 @@ def serve(paths: Paths) -> None:
 
 
 async def _serve(paths: Paths, config: Config) -> None:
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    daemon = asyncio.current_task()
-    assert daemon is not None
 
     def asked_to_stop() -> None:
         if stop.is_set():
-            daemon.cancel()
+            hurry.set()
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop)
     try:
-        await run_daemon(paths, config, stop)
+        await run_daemon(paths, config, stop, hurry)
     except BaseExceptionGroup as group:
         ours = group.subgroup(ApplianceError)
         if ours is not None:

@@ -39,10 +39,11 @@ async def run_turn(
     `Parked` between two moves when the daemon drains.
     """
     while not turn.state.is_finished:
-        if is_draining():
+        move = next_move(turn.state)
+        if is_draining() and not isinstance(move, Finish):
             raise Parked
-        match next_move(turn.state):
-            case CallModel() as move:
+        match move:
+            case CallModel():
                 elapsed_s = (clock.wall_ms() - turn.state.accepted_ms) / 1000
                 await run_step(turn, move, bounds.check(turn.state, limits, elapsed_s))
             case CarryOut(step=step, calls=wanted):

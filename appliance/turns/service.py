@@ -26,7 +26,7 @@ from appliance.store.journal import Event, IndexRow, Journal
 from appliance.turns import events as ev
 from appliance.turns.live import LiveTurn, load_turn, read_turn, turn_row
 from appliance.turns.loop import Parked
-from appliance.turns.state import UNFINISHED, TurnState, apply
+from appliance.turns.state import AWAITING_PERSON, UNFINISHED, TurnState, apply
 from appliance.turns.stream import Item, Streams
 from appliance.types import Label, Message, highest
 from appliance.wire.native import message_to_json, usage_to_json
@@ -122,11 +122,22 @@ class Turns:
             task.cancel()
         await self._group.__aexit__(kind, error, trace)
 
-    async def drain(self, within_s: float) -> None:
-        """Accept nothing more, let running steps finish for `within_s`, park the rest."""
+    async def drain(self, within_s: float, hurry: asyncio.Event) -> None:
+        """Accept nothing more, let running steps finish for `within_s` or until `hurry` is set,
+        park the rest, and end their followers' streams. A person is not waited for."""
         self.is_draining = True
-        if self._tasks:
-            await asyncio.wait(self._tasks.values(), timeout=within_s)
+        for turn_id, task in self._tasks.items():
+            if self._live[turn_id].state.status in AWAITING_PERSON:
+                task.cancel()
+        hurried = asyncio.create_task(hurry.wait())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while self._tasks and not hurry.is_set():
+                    await asyncio.wait(
+                        {hurried, *self._tasks.values()}, return_when=asyncio.FIRST_COMPLETED
+                    )
+        hurried.cancel()
+        self.streams.close()
 
     @property
     def unfinished_count(self) -> int:

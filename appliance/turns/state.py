@@ -46,6 +46,7 @@ UNFINISHED = (
     TurnStatus.IN_DOUBT,
 )
 
+AWAITING_PERSON = (TurnStatus.WAITING_APPROVAL, TurnStatus.IN_DOUBT)
 
 IN_DOUBT = "in_doubt"
 """`ApprovalAsked.reason` when the question is whether to repeat a call of unknown outcome."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 from appliance.store.journal import Event, Journal
@@ -35,6 +36,12 @@ class Streams:
     def open(self, turn_id: str) -> None:
         """From here on the turn is live: who follows it waits for what is still to come."""
         self._turns.setdefault(turn_id, _Live())
+
+    def close(self) -> None:
+        """End every follower where it stands: the daemon stops, and its turns go on later."""
+        turns, self._turns = self._turns, {}
+        for live in turns.values():
+            live.close()
 
     def publish_event(self, event: Event) -> None:
         """Tell the followers of the event's turn; called right after the append, in order."""
@@ -114,6 +121,10 @@ class _Live:
         for follower in self._followers:
             follower.offer(seq, item)
 
+    def close(self) -> None:
+        for follower in self._followers:
+            follower.close()
+
     def join(self) -> _Follower:
         follower = _Follower()
         for item in self._said:
@@ -127,7 +138,7 @@ class _Live:
 
 class _Follower:
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[tuple[int | None, Item]] = asyncio.Queue(QUEUE_LENGTH)
+        self._queue: asyncio.Queue[tuple[int | None, Item] | None] = asyncio.Queue(QUEUE_LENGTH)
         self._lags = False
 
     def offer(self, seq: int | None, item: Item) -> None:
@@ -138,12 +149,21 @@ class _Follower:
         except asyncio.QueueFull:
             self._lags = True
 
+    def close(self) -> None:
+        """Wake who waits for the next item; there is none."""
+        self._lags = True
+        with suppress(asyncio.QueueFull):
+            self._queue.put_nowait(None)
+
     async def items(self) -> AsyncIterator[tuple[int | None, Item]]:
         """What was offered, in order; ends when this follower has lagged and must read again."""
         while True:
             if self._lags and self._queue.empty():
                 return
-            yield await self._queue.get()
+            offered = await self._queue.get()
+            if offered is None:
+                return
+            yield offered
 
 
 def delta_to_json(turn_id: str, step: int, delta: Delta) -> Item:
