@@ -256,6 +256,22 @@ class TryRoute(ApiModel):
     text: str
 
 
+class McpServer(ApiModel):
+    """`state`: idle (starts when needed), starting, ready, failed, or changed: then nothing of it
+    runs until its tools are accepted."""
+
+    name: str
+    state: str
+    problem: str
+    tools: list[str] = Field(description="As agents call them; known once it was started.")
+    left_out: list[str] = Field(description="Tools that cannot be used, and why.")
+    agents: list[str]
+
+
+class McpServerList(ApiModel):
+    servers: list[McpServer]
+
+
 class Health(ApiModel):
     ok: bool
 

@@ -55,6 +55,10 @@ class Control(Protocol):
 
     async def budget(self) -> dict[str, Any]: ...
 
+    def mcp(self) -> list[bodies.McpServer]: ...
+
+    def accept_mcp(self, server: str) -> bodies.McpServer: ...
+
 
 class NativeApi:
     """The endpoints under `/api/`, and `/healthz` and `/readyz`."""
@@ -107,6 +111,10 @@ class NativeApi:
             Endpoint("POST", "/api/route/try", "Where a prompt would run", user, self.try_route,
                      b.Explanation, body=b.TryRoute),
             Endpoint("GET", "/api/budget", "Spend and caps", user, self.budget),
+            Endpoint("GET", "/api/mcp", "MCP servers and their tools", operator, self.mcp,
+                     b.McpServerList),
+            Endpoint("POST", "/api/mcp/{server}/accept", "Accept the changed tools of a server",
+                     admin, self.accept_mcp, b.McpServer),
             Endpoint("GET", "/api/config", "The configuration in force", operator, self.config,
                      b.ConfigState),
             Endpoint("POST", "/api/config/reload", "Read config.toml again", admin, self.reload,
@@ -158,6 +166,12 @@ class NativeApi:
 
     async def budget(self, call: Call) -> web.Response:
         return web.json_response(await self._control.budget())
+
+    async def mcp(self, call: Call) -> bodies.McpServerList:
+        return bodies.McpServerList(servers=self._control.mcp())
+
+    async def accept_mcp(self, call: Call) -> bodies.McpServer:
+        return self._control.accept_mcp(call.path["server"])
 
     async def try_route(self, call: Call) -> bodies.Explanation:
         asked = call.body(bodies.TryRoute)

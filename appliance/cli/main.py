@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from appliance import __version__
-from appliance.cli import approve, ask, chat, config, look, models, status
+from appliance.cli import approve, ask, chat, config, look, mcp, models, status
 from appliance.cli.shared import fail, paths_of
 from appliance.errors import ApplianceError
 
@@ -71,6 +71,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(models.agents_app, name="agents")
 app.add_typer(config.app, name="config")
 app.add_typer(approve.app, name="approvals")
+app.add_typer(mcp.app, name="mcp")
 
 
 def main() -> None:

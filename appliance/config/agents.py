@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from appliance.config.models import SamplingConfig
 from appliance.config.policy import Budget
@@ -35,7 +35,9 @@ class Decision(StrEnum):
 class ApprovalRule(Section):
     """One rule: the first that fits a call decides. `*` and `?` match as in a shell."""
 
-    tool: str = Field(min_length=1, description="Tool name or pattern, such as mcp.git.*.")
+    tool: str = Field(
+        min_length=1, description="Tool name or pattern; git__* is every tool of [mcp.git]."
+    )
     arguments: Mapping[str, str] = Field(
         default_factory=dict,
         description="Argument name to pattern; all must match, such as { command = 'git *' }.",
@@ -96,6 +98,14 @@ class AgentConfig(Section):
         description="Rules for its tool calls, first fit decides; without one, reading is "
         "allowed and everything else is asked.",
     )
+    read_only: tuple[str, ...] = Field(
+        (),
+        max_length=64,
+        description="Paths in its workspace that it may read and not write; whole folders count.",
+    )
+    hidden: tuple[str, ...] = Field(
+        (), max_length=64, description="Paths in its workspace that it may not even read."
+    )
     weight: float = Field(
         1.0, gt=0, le=1_000, description="Its share of a busy GPU, against other agents."
     )
@@ -110,3 +120,16 @@ class AgentConfig(Section):
     sampling: SamplingConfig = subsection(SamplingConfig, "Overrides the model's defaults.")
     limits: AgentLimits = subsection(AgentLimits, "Limits of a turn.")
     budget: Budget = subsection(Budget, "Caps of this agent alone.")
+
+    @field_validator("read_only", "hidden")
+    @classmethod
+    def _workspace_paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """A path that named nothing in the workspace would protect nothing, and look as if."""
+        for path in value:
+            parts = [part for part in path.split("/") if part not in ("", ".")]
+            if path.startswith("/") or not parts or ".." in parts or set(path) & set("*?[\0"):
+                raise ValueError(
+                    f"{path!r} is no path below the workspace; write it like tests or src/api, "
+                    "without patterns"
+                )
+        return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -17,6 +18,10 @@ from appliance.config.positions import KeyPath
 from appliance.config.schema import Config
 from appliance.config.tools import BUILT_IN_TOOLS
 from appliance.types import Label
+
+_MCP_NAME = re.compile(r"[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*")
+"""Its tools are called `name__tool`: the two parts must come apart again, and providers take no
+dot in a tool's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,13 @@ def disagreements(config: Config) -> Iterator[Problem]:
     for name, agent in config.agents.items():
         yield from _names(("agents", name), agent, config)
         yield from _place_to_run(("agents", name), agent, config)
+    for name in config.mcp:
+        if not _MCP_NAME.fullmatch(name):
+            yield Problem(
+                ("mcp", name),
+                f"{name!r} cannot name an MCP server: its tools are called {name}__TOOL",
+                "use letters, digits, - and single _ between them",
+            )
     retry = config.routing.retry
     if retry.backoff_ms > retry.backoff_ms_max:
         yield Problem(("routing", "retry", "backoff_ms"), "is more than backoff_ms_max")

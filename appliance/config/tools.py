@@ -70,7 +70,8 @@ class McpConfig(Section):
     tools: tuple[str, ...] = Field((), description="Tools taken over, by pattern; empty: all.")
     effects: Mapping[str, Effect] = Field(
         default_factory=dict,
-        description="Effect by tool name: read, idempotent or once; without one, once.",
+        description="Effect by the server's tool name: read, idempotent or once. Overrides what "
+        "the server says of its tools; where neither speaks, once.",
     )
     label: Label = Field(Label.INTERNAL, description="Sensitivity of what it returns.")
     sandbox: bool = Field(True, description="Whether the program runs in the tools' sandbox.")

@@ -31,6 +31,7 @@ from appliance.daemon.audit import JournalAudit
 from appliance.daemon.control import Control
 from appliance.daemon.doctor import run_checks
 from appliance.daemon.engines import Engines
+from appliance.daemon.outside import DaemonSecrets, EgressFetcher, EgressHttp
 from appliance.daemon.ports import AgentNotes, Surroundings, TurnDelegate
 from appliance.daemon.reload import Configuration
 from appliance.daemon.vram import VramWatch
@@ -67,11 +68,8 @@ log = logging.getLogger(__name__)
 TOKEN_BYTES = 32
 
 
-async def run_daemon(
-    paths: Paths, config: Config, stop: asyncio.Event, hurry: asyncio.Event
-) -> None:
-    """Run until `stop` is set; returns when everything is parked and closed. `hurry` ends the
-    waiting for running steps."""
+async def run_daemon(paths: Paths, config: Config, stop: asyncio.Event) -> None:
+    """Run until `stop` is set; returns when everything is parked and closed."""
     clock = SystemClock()
     manifest = await asyncio.to_thread(load_manifest)
     configuration = Configuration(paths.config_file, config)
@@ -101,7 +99,10 @@ async def run_daemon(
         )
         learning = Learning(lambda: configuration.current, database, clock)
         surroundings = Surroundings(
-            Grants(database), lambda: _workspaces(configuration.current, paths), clock
+            lambda: configuration.current,
+            Grants(database),
+            lambda: _workspaces(configuration.current, paths),
+            clock,
         )
         toolbox = await rooms.enter_async_context(
             Toolbox(
@@ -111,6 +112,9 @@ async def run_daemon(
                 Ports(
                     delegate=TurnDelegate(lambda: turns),
                     notes=AgentNotes(JournalNotes(journal)),
+                    fetcher=EgressFetcher(egress),
+                    http=EgressHttp(egress, lambda: configuration.current),
+                    secrets=DaemonSecrets(),
                 ),
                 never=(paths.config_file.parent, paths.run_dir, paths.models_dir),
             )
@@ -180,6 +184,7 @@ async def run_daemon(
             learning=learning,
             budget=purse.summary,
             checks=checks,
+            servers=toolbox.servers,
             clock=clock,
         )
         native = NativeApi(turns, index, approvals, control)
@@ -219,7 +224,7 @@ async def run_daemon(
         await stop.wait()
         systemd.notify("STOPPING=1")
         log.info("stopping: %d turns unfinished", turns.unfinished_count)
-        await turns.drain(configuration.current.daemon.drain_s, hurry)
+        await turns.drain(configuration.current.daemon.drain_s)
         for chore in chores:
             chore.cancel()
 

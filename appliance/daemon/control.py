@@ -14,7 +14,7 @@ from appliance.clock import Clock
 from appliance.config import diff as diffs
 from appliance.config.models import ClaudeModel, ModelConfig, leaves_machine
 from appliance.daemon.reload import Configuration
-from appliance.errors import ConfigError, NotFound
+from appliance.errors import ConfigError, Conflict, NotFound
 from appliance.gpu.types import Inventory
 from appliance.router.explain import explain
 from appliance.router.record import decided, decision_to_json
@@ -22,6 +22,7 @@ from appliance.router.types import Policy, StepFacts, bounded_text
 from appliance.scheduler.dispatcher import Scheduler
 from appliance.scheduler.values import Capacity, ModelCapacity, ResidentState
 from appliance.store.approvals import Approvals
+from appliance.tools.mcp.servers import McpServers
 from appliance.turns.learning import Learning
 from appliance.turns.places import Places
 from appliance.turns.prompt import estimate_tokens
@@ -47,6 +48,7 @@ class Control:
         learning: Learning,
         budget: Callable[[], Awaitable[dict[str, Any]]],
         checks: Callable[[], Awaitable[list[bodies.Check]]],
+        servers: McpServers,
         clock: Clock,
     ) -> None:
         self._configuration = configuration
@@ -58,6 +60,7 @@ class Control:
         self._learning = learning
         self._budget = budget
         self._checks = checks
+        self._servers = servers
         self._clock = clock
         self._started_s = clock.monotonic()
 
@@ -207,6 +210,32 @@ class Control:
 
     async def budget(self) -> dict[str, Any]:
         return await self._budget()
+
+    # --- MCP servers ----------------------------------------------------------------------------
+
+    def mcp(self) -> list[bodies.McpServer]:
+        agents = self._configuration.current.agents
+        return [
+            bodies.McpServer(
+                name=entry["server"],
+                state=entry["state"],
+                problem=entry["problem"],
+                tools=entry["tools"],
+                left_out=entry["left_out"],
+                agents=[name for name, agent in agents.items() if entry["server"] in agent.mcp],
+            )
+            for entry in self._servers.report()
+        ]
+
+    def accept_mcp(self, server: str) -> bodies.McpServer:
+        if server not in self._configuration.current.mcp:
+            raise NotFound(f"there is no MCP server {server!r}", hint="appliance mcp list")
+        if not self._servers.accept_tools(server):
+            raise Conflict(
+                f"MCP server {server!r} offers nothing that waits to be accepted",
+                hint="appliance mcp list",
+            )
+        return next(entry for entry in self.mcp() if entry.name == server)
 
 
 def _model(

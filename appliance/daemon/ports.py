@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from appliance.clock import Clock, new_id
-from appliance.errors import ApplianceError
+from appliance.config.schema import Config
+from appliance.errors import ApplianceError, NotFound
 from appliance.memory.notes import JournalNotes
 from appliance.store.approvals import ApprovalRow, GrantRow, Grants
 from appliance.store.journal import IndexRow
 from appliance.tools.ports import Answer, Note
 from appliance.tools.registry import Toolbox
-from appliance.tools.types import Grant, Intent, ToolContext
+from appliance.tools.types import FilePolicy, Grant, Intent, ToolContext
 from appliance.turns.service import StartTurn, Turns
 from appliance.turns.state import TurnState, TurnStatus
 from appliance.types import Label, Role, text_message
@@ -74,7 +75,14 @@ class AgentNotes:
 class Surroundings:
     """Builds the context of a turn's calls, and the standing answers people gave."""
 
-    def __init__(self, grants: Grants, workspaces: Callable[[], Path], clock: Clock) -> None:
+    def __init__(
+        self,
+        config: Callable[[], Config],
+        grants: Grants,
+        workspaces: Callable[[], Path],
+        clock: Clock,
+    ) -> None:
+        self._config = config
         self._grants = grants
         self._workspaces = workspaces
         self._clock = clock
@@ -89,8 +97,17 @@ class Surroundings:
             workspace=self._workspace(state),
             label=max(state.label, Label.PUBLIC, key=lambda label: label.rank),
             uid=state.accepted.owner_uid,
+            policy=self._policy(state.accepted.agent),
             grants=tuple(_grant(row) for row in rows),
         )
+
+    def _policy(self, agent: str) -> FilePolicy:
+        """What of the workspace is closed to this agent. Raises `NotFound` once it is configured
+        no more: without its policy nothing of its runs."""
+        entry = self._config().agents.get(agent)
+        if entry is None:
+            raise NotFound(f"agent {agent!r} is no longer configured", hint="appliance agents")
+        return FilePolicy(entry.read_only, entry.hidden)
 
     def _workspace(self, state: TurnState) -> Path:
         return self._workspaces() / (state.accepted.workspace or state.session_id)
@@ -108,6 +125,7 @@ class Surroundings:
             step_id="",
             agent=row.agent,
             workspace=self._workspace(state),
+            policy=self._policy(row.agent),
         )
         intent = toolbox.prepare(call, ctx)
         if not isinstance(intent, Intent):

@@ -104,6 +104,11 @@ def message_of(text: str) -> str:
             "config.toml:2: daemon.http: 0.0.0.0 can be reached by others; use 127.0.0.1:80",
         ),
         ('[mcp."bad name"]\nurl = "http://x"\n', "config.toml:1: mcp.bad name: 'bad name' is not"),
+        ('[mcp.a__b]\nurl = "http://x"\n', "config.toml:1: mcp.a__b: 'a__b' cannot name an MCP"),
+        (
+            f'{MODEL}{AGENT}read_only = ["tests", "../etc"]\n',
+            "config.toml:6: agents.a.read_only: '../etc' is no path below the workspace",
+        ),
         ("[mcp.x]\n", "config.toml:1: mcp.x: write either command or url"),
         ("[gpu]\npoll_s = 1\npoll_s = 2\n", "config.toml:3: not valid TOML: "),
         ("[gpu\n", "config.toml:1: not valid TOML: "),

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from appliance.config.tools import McpConfig
+from appliance.egress.errand import Errand, on_errand
 from appliance.tools.mcp.catalogue import SEPARATOR, RemoteTool
 from appliance.tools.mcp.results import content_of, text_outcome
 from appliance.tools.mcp.server import McpServer, Surroundings, Unavailable
@@ -205,8 +206,10 @@ class McpServers:
             timeout_s = min(timeout_s, max(ctx.deadline_s - self._around.clock.monotonic(), 0.01))
         label = highest(ctx.label, server.config.label)
         server.calling(ctx)
+        errand = Errand(ctx.label, ctx.agent, ctx.turn_id)
         try:
-            result = await connection.call(tool.their_name, intent.arguments, timeout_s)
+            with on_errand(errand):
+                result = await connection.call(tool.their_name, intent.arguments, timeout_s)
         except Failed as error:
             note = f"{server.name} says: {error}"
             return text_outcome(intent, note, ctx, label, self._output_max_bytes(), is_error=True)
