@@ -1,10 +1,10 @@
-"""Placers that need no GPU room: for providers alone, and for models of one known size."""
+"""Placers that need no GPU room, and the margin that estimates need."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from appliance.scheduler.values import Fit, Misfit, ModelSpec
+from appliance.scheduler.values import Fit, Misfit, ModelSpec, Placer
 
 
 class BestFit:
@@ -19,3 +19,30 @@ class BestFit:
         most = max(free.values(), default=0)
         reason = f"needs {spec.demand} bytes on one device, the emptiest has {most} free"
         return Misfit(reason, spec.demand - most)
+
+
+ESTIMATE_MARGIN = 0.03
+"""Share by which an estimate may be low (docs/BENCHMARKS.md, estimate); promised on top of it until
+a load shows what it really takes."""
+
+
+class WithMargin:
+    """Asks another placer for less than there is, and promises the margin on top of its answer.
+
+    In thousandths and integers, so that what fits with its margin is never a byte too much.
+    """
+
+    def __init__(self, placer: Placer, margin: float = ESTIMATE_MARGIN) -> None:
+        self._placer = placer
+        self._thousandths = 1000 + round(margin * 1000)
+
+    def place(self, spec: ModelSpec, free: Mapping[str, int]) -> Fit | Misfit:
+        usable = {device: size * 1000 // self._thousandths for device, size in free.items()}
+        fit = self._placer.place(spec, usable)
+        if isinstance(fit, Misfit):
+            return fit
+        promised = {
+            device: -(-size * self._thousandths // 1000)
+            for device, size in fit.bytes_by_device.items()
+        }
+        return Fit(promised, fit.slots, fit.placement)
