@@ -57,6 +57,14 @@ class Spending(Protocol):
         """Raises `BudgetExceeded` naming the cap."""
         ...
 
+    def gpu_ms_left(self, agent: str, session_id: str) -> int | None:
+        """Milliseconds of slots that caps leave; None where none is set."""
+        ...
+
+    async def charge_gpu(
+        self, *, agent: str, session_id: str, turn_id: str, gpu_ms: int
+    ) -> None: ...
+
 
 class Preempted(EngineError):
     """The lease was taken back at a more urgent step's need."""
@@ -99,7 +107,20 @@ class Attempts:
                 load_ms=lease.load_ms,
             )
             lease.report(usage)
+        await self._charge_slot(ready, target, usage)
         return replace(done, usage=usage)
+
+    async def _charge_slot(self, ready: Ready, target: str, usage: Usage) -> None:
+        """Book the time a local slot was used, where a cap on it is set."""
+        is_bought = isinstance(self._config().models.get(target), RemoteModel | ClaudeModel)
+        agent, session_id = ready.agent_name, ready.state.session_id
+        if not is_bought and self._spending.gpu_ms_left(agent, session_id) is not None:
+            await self._spending.charge_gpu(
+                agent=agent,
+                session_id=session_id,
+                turn_id=ready.state.turn_id,
+                gpu_ms=usage.prefill_ms + usage.decode_ms,
+            )
 
     async def _request(
         self, turn: LiveTurn, ready: Ready, target: str, engine: Engine, need: LeaseRequest

@@ -31,6 +31,9 @@ CLOUD_FIRST_TOKEN_S = 1.0
 """Guesses until something was measured; each is replaced by the first real figure."""
 
 
+SPENT = -1
+"""Less than anything costs: a local model whose cap of slot time is reached."""
+
 THIS_MACHINE = "this machine"
 """The provider of everything that runs here."""
 
@@ -49,6 +52,8 @@ class Purse(Protocol):
     """What budgets leave for an agent's step: micro-dollars, or None where nothing limits."""
 
     def left_micro_usd(self, agent: str, session_id: str) -> int | None: ...
+
+    def gpu_ms_left(self, agent: str, session_id: str) -> int | None: ...
 
 
 class Health:
@@ -71,9 +76,11 @@ class Health:
     def started(self, model: str) -> None:
         self._breakers[model] = breakers.started(self.breaker(model), self._clock.monotonic())
 
-    def succeeded(self, model: str, provider: str) -> None:
+    def succeeded(self, model: str, provider: str, refund: int) -> None:
+        """An attempt came back well; `refund` is what its retry took from the budget, if it was
+        one (`router.retry.Retry.refund`)."""
         self._breakers[model] = breakers.succeeded(self.breaker(model), self._clock.monotonic())
-        self._budgets[provider] = self.budget(provider).give(1)
+        self._budgets[provider] = self.budget(provider).give(max(refund, 1))
 
     def failed(self, model: str, failure: Failure, reason: str) -> None:
         if not failure.counts_for_breaker:
@@ -109,14 +116,20 @@ class Places:
         """One `TargetFacts` per name that is configured, in the order given."""
         config, capacity = self._config(), self._capacity()
         left = self._purse.left_micro_usd(agent, session_id)
+        has_slot_time = self._purse.gpu_ms_left(agent, session_id) != 0
         return [
-            self._facts(name, config.models[name], capacity.models.get(name), left)
+            self._facts(name, config.models[name], capacity.models.get(name), left, has_slot_time)
             for name in names
             if name in config.models
         ]
 
     def _facts(
-        self, name: str, model: ModelConfig, now: ModelCapacity | None, left: int | None
+        self,
+        name: str,
+        model: ModelConfig,
+        now: ModelCapacity | None,
+        left: int | None,
+        has_slot_time: bool,
     ) -> TargetFacts:
         is_cloud = leaves_machine(model) or isinstance(model, ClaudeModel)
         measured = now.tokens_per_s if now is not None else None
@@ -136,7 +149,7 @@ class Places:
             first_token_s=CLOUD_FIRST_TOKEN_S if is_cloud else 0.0,
             tokens_per_s=measured or guess,
             breaker=self._health.breaker(name).state(self._clock.monotonic()),
-            budget_left_micro_usd=left if is_cloud else None,
+            budget_left_micro_usd=left if is_cloud else None if has_slot_time else SPENT,
             rate_limit_tokens_left=self._door.rate_limit_tokens_left(name) if is_cloud else None,
             permitted=self._door.permits(name) if is_cloud else True,
             max_label=Label.INTERNAL,

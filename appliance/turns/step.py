@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from appliance.clock import Clock
@@ -75,6 +76,16 @@ class Tools(Protocol):
     def specs(self, agent: str) -> tuple[ToolSpec, ...]: ...
 
 
+@dataclass(slots=True)
+class _Tries:
+    """What became of one target within one step. `refund` is what its last retry cost the
+    provider's budget, given back if it succeeds."""
+
+    failures: int = 0
+    refund: int = 0
+    is_over: bool = False
+
+
 class Steps:
     """Makes steps. Stateless between them but for the shared `health` of providers."""
 
@@ -117,24 +128,24 @@ class Steps:
             ) from error
 
     async def _until_answered(self, turn: LiveTurn, ready: Ready, move: CallModel) -> None:
-        failures: dict[str, int] = {}
+        tries: defaultdict[str, _Tries] = defaultdict(_Tries)
         last_error: ApplianceError | None = None
         escalated = False
         for attempt in range(move.attempt, move.attempt + ATTEMPTS_MAX):
-            given_up = frozenset(name for name, count in failures.items() if count < 0)
+            given_up = frozenset(name for name, each in tries.items() if each.is_over)
             facts, decision = await self._decide(ready, given_up, escalated)
             if isinstance(decision.outcome, NoRoute):
                 raise last_error or _refused(decision.outcome)
             target = decision.outcome.target
             await turn.append(_routed(move.step, attempt, decision))
             try:
-                done = await self._try(turn, ready, target, attempt)
+                done = await self._try(turn, ready, target, attempt, tries[target])
             except (EngineError, Overloaded, NoCapacity, BudgetExceeded) as error:
                 if isinstance(error, BudgetExceeded) and self._config().budgets.on_cap == "refuse":
                     raise
                 last_error = error
                 await turn.append(_attempt_failed(move.step, attempt, target, error))
-                failures[target] = await self._after(error, target, failures.get(target, 0), ready)
+                await self._after(error, target, tries[target], ready)
                 continue
             verdict = self._judge(ready, decision, done)
             if isinstance(verdict, Escalate) and not escalated:
@@ -192,35 +203,41 @@ class Steps:
             decision = decided(facts, targets, score, self._chance.random(), tuning)
         return facts, decision
 
-    async def _try(self, turn: LiveTurn, ready: Ready, target: str, attempt: int) -> Completion:
+    async def _try(
+        self, turn: LiveTurn, ready: Ready, target: str, attempt: int, tries: _Tries
+    ) -> Completion:
         self._health.started(target)
         done = await self._attempts.make(turn, ready, target, attempt)
-        self._health.succeeded(target, provider_of(self._config().models[target]))
+        provider = provider_of(self._config().models[target])
+        self._health.succeeded(target, provider, tries.refund)
         return done
 
     # --- after an attempt -----------------------------------------------------------------------
 
-    async def _after(self, error: ApplianceError, target: str, failures: int, ready: Ready) -> int:
-        """Count a failure of a target; waits before a retry. Negative means: not there again."""
+    async def _after(self, error: ApplianceError, target: str, tries: _Tries, ready: Ready) -> None:
+        """Count a failure of a target, and wait where it is tried again."""
         if isinstance(error, Preempted):
-            return failures
+            return
+        tries.is_over = True
         model = self._config().models.get(target)
         if model is None or not isinstance(error, EngineError):
-            return -1
+            return
         details = error.details
         failure = retry.classify(
             details.get("status"), details.get("type"), details.get("error_code")
         )
         if not error.retryable and "status" not in details:
-            return -1
+            return
         self._health.failed(target, failure, error.message)
         provider = provider_of(model)
         if provider == THIS_MACHINE:
-            return failures + 1 if failures < LOCAL_RETRIES else -1
+            tries.is_over = tries.failures >= LOCAL_RETRIES
+            tries.failures += 1
+            return
         verdict = retry.decide(
             retry.Attempt(
                 failure,
-                failures,
+                tries.failures,
                 retry_after_s=error.retry_after_s,
                 should_retry=details.get("should_retry"),
                 time_left_s=ready.deadline_s - self._clock.monotonic(),
@@ -229,10 +246,10 @@ class Steps:
             self._chance.random(),
         )
         if isinstance(verdict, retry.GiveUp):
-            return -1
+            return
         self._health.spend(provider, verdict.budget)
+        tries.is_over, tries.failures, tries.refund = False, tries.failures + 1, verdict.refund
         await asyncio.sleep(verdict.wait_s)
-        return failures + 1
 
     def _judge(self, ready: Ready, decision: Decision, done: Completion) -> Keep | Escalate:
         assert not isinstance(decision.outcome, NoRoute)
