@@ -84,6 +84,9 @@ class OutputParser:
         self._header = _header_pattern(syntax.after_trigger, syntax) if syntax else None
         self._next = _header_pattern(syntax.between, syntax) if syntax and syntax.between else None
         self._last = re.compile(loose(syntax.last)) if syntax else None
+        self._text_marks = framing.breaks
+        if syntax is not None and not syntax.only_at_start:
+            self._text_marks = (*framing.breaks, syntax.trigger)
 
     @property
     def in_text(self) -> bool:
@@ -179,13 +182,10 @@ class OutputParser:
         return True
 
     def _text(self, deltas: list[Delta], is_last: bool) -> bool:
-        marks = list(self._framing.breaks)
         syntax = self._syntax
-        if syntax is not None and not syntax.only_at_start:
-            marks.append(syntax.trigger)
-        found = find_first(self._buffer, marks)
+        found = find_first(self._buffer, self._text_marks)
         if found is None:
-            keep = 0 if is_last else held_back(self._buffer, marks)
+            keep = 0 if is_last else held_back(self._buffer, self._text_marks)
             self._show(deltas, self._take(len(self._buffer) - keep))
             return False
         at, mark = found

@@ -35,6 +35,8 @@ KV_TYPES: Final = {
     "bf16": 30,
 }
 MAX_SEQUENCES: Final = 256  # llama-cparams.h, LLAMA_MAX_SEQ
+ROWS_KEPT: Final = 2 * MAX_SEQUENCES
+"""Views of rows of logits; a context that has moved its buffer begins anew."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -209,7 +211,15 @@ class Batch:
 
     def add(self, sequence: int, position: int, tokens: Sequence[int], *, output: bool) -> int:
         """Append a run of tokens; with `output`, returns the index of its last token's logits."""
-        start = self.raw.n_tokens
+        start: int = self.raw.n_tokens
+        if len(tokens) == 1:
+            # Every stream's step; slices would cost ten times as much.
+            self._tokens[start] = tokens[0]
+            self._positions[start] = position
+            self._outputs[start] = output
+            self._sequences[start][0] = sequence
+            self.raw.n_tokens = start + 1
+            return start
         end = start + len(tokens)
         self._tokens[start:end] = tokens
         self._positions[start:end] = range(position, position + len(tokens))
@@ -219,7 +229,7 @@ class Batch:
         if output:
             self._outputs[end - 1] = 1
         self.raw.n_tokens = end
-        return int(end - 1)
+        return end - 1
 
     def mark_all_outputs(self) -> None:
         """Every token is an output, as pooled embeddings want it."""
@@ -261,6 +271,7 @@ class Context:
         self.batch_tokens: int = lib.llama_n_batch(self.handle)
         self._n_vocab = model.vocab.size
         self._n_embd = model.n_embd
+        self._rows: dict[int, Floats] = {}
 
     @staticmethod
     def _create(model: Model, wanted: Any) -> Any:
@@ -288,7 +299,14 @@ class Context:
     def logits(self, index: int) -> Floats:
         """A view (not a copy) of the logits of the batch's token `index`; valid until decode."""
         row = lib.llama_get_logits_ith(self.handle, index)
-        return np.ctypeslib.as_array(row, (self._n_vocab,))
+        # The library's rows lie where they lay in the last step: a few views serve for ever.
+        address = ctypes.addressof(row.contents)
+        view = self._rows.get(address)
+        if view is None:
+            if len(self._rows) > ROWS_KEPT:
+                self._rows.clear()
+            view = self._rows[address] = np.ctypeslib.as_array(row, (self._n_vocab,))
+        return view
 
     def pooled(self, sequence: int) -> Floats:
         row = lib.llama_get_embeddings_seq(self.handle, sequence)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
+from appliance.engines.chat.scan import held_back
+
 
 class StopScanner:
     """Finds the first stop string in a text that arrives in pieces.
@@ -28,7 +30,7 @@ class StopScanner:
             at, _, stop = min(found)
             shown, self._held = self._held[:at], ""
             return shown, stop
-        keep = max(_overlap(self._held, stop) for stop in self._stops)
+        keep = held_back(self._held, self._stops)
         cut = len(self._held) - keep
         shown, self._held = self._held[:cut], self._held[cut:]
         return shown, None
@@ -37,14 +39,6 @@ class StopScanner:
         """What was held back, at the end."""
         rest, self._held = self._held, ""
         return rest
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `stop`."""
-    for size in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:size]):
-            return size
-    return 0
 
 
 class TextStream:
