@@ -10,6 +10,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from tests.engines.chat.vocab import read_metadata
+
 EMBEDDING = 64
 HEADS = 4
 FEED_FORWARD = 128
@@ -143,6 +145,47 @@ def mamba(path: Path, *, window: int = 512, seed: int = 2) -> Path:
     return path
 
 
+def bert(path: Path, vocabulary: Path, *, window: int = 128, seed: int = 4) -> Path:
+    """An encoder without a cache, as embedding models are, with the vocabulary of a real one."""
+    known = read_metadata(vocabulary)
+    writer = gguf.GGUFWriter(path, "bert")
+    writer.add_context_length(window)
+    writer.add_embedding_length(EMBEDDING)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(FEED_FORWARD)
+    writer.add_head_count(HEADS)
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    texts = known["tokenizer.ggml.tokens"]
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list(texts)
+    writer.add_token_types(known["tokenizer.ggml.token_type"])
+    writer.add_token_type_count(2)
+    for name in ("unknown", "seperator", "padding", "cls", "mask", "bos", "eos"):
+        token = known.get(f"tokenizer.ggml.{name}_token_id")
+        if token is not None:
+            writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token)
+    weights = _Random(writer, seed)
+    weights.add("token_embd.weight", len(texts), EMBEDDING)
+    weights.add("position_embd.weight", window, EMBEDDING)
+    weights.add("token_types.weight", 2, EMBEDDING)
+    _normed(weights, "token_embd_norm")
+    for layer in range(LAYERS):
+        block = f"blk.{layer}"
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            weights.add(f"{block}.{name}.weight", EMBEDDING, EMBEDDING)
+            weights.add(f"{block}.{name}.bias", EMBEDDING)
+        weights.add(f"{block}.ffn_up.weight", FEED_FORWARD, EMBEDDING)
+        weights.add(f"{block}.ffn_up.bias", FEED_FORWARD)
+        weights.add(f"{block}.ffn_down.weight", EMBEDDING, FEED_FORWARD)
+        weights.add(f"{block}.ffn_down.bias", EMBEDDING)
+        _normed(weights, f"{block}.attn_output_norm")
+        _normed(weights, f"{block}.layer_output_norm")
+    _close(writer)
+    return path
+
+
 def lora(path: Path, *, seed: int = 3, rank: int = 4) -> Path:
     """An adapter for `llama`, strong enough to change what it says."""
     writer = gguf.GGUFWriter(path, "llama")
@@ -175,3 +218,8 @@ def _attention_blocks(weights: _Random, *, has_output: bool = True) -> None:
         weights.add(f"{block}.ffn_gate.weight", FEED_FORWARD, EMBEDDING)
         weights.add(f"{block}.ffn_up.weight", FEED_FORWARD, EMBEDDING)
         weights.add(f"{block}.ffn_down.weight", EMBEDDING, FEED_FORWARD)
+
+
+def _normed(weights: _Random, name: str) -> None:
+    weights.ones(f"{name}.weight", EMBEDDING)
+    weights.add(f"{name}.bias", EMBEDDING)
