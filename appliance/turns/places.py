@@ -21,7 +21,7 @@ from appliance.config.schema import Config
 from appliance.router import breaker as breakers
 from appliance.router.breaker import Breaker
 from appliance.router.retry import Failure, RetryBudget
-from appliance.router.types import Place, Prices, TargetFacts
+from appliance.router.types import BreakerState, Place, Prices, TargetFacts
 from appliance.scheduler.values import Capacity, ModelCapacity, ResidentState
 from appliance.types import Label
 
@@ -141,14 +141,15 @@ class Places:
             supports_tools=model.tools,
             supports_images=getattr(model, "images", False),
             prices=_prices(model),
-            fits=now is None or now.state is not ResidentState.BROKEN,
             is_resident=now is not None and now.resident,
             queue=now.waiting if now is not None else 0,
             wait_s=now.predicted_wait_s if now is not None else 0.0,
             load_s=now.load_s if now is not None and not now.resident and not is_cloud else 0.0,
             first_token_s=CLOUD_FIRST_TOKEN_S if is_cloud else 0.0,
             tokens_per_s=measured or guess,
-            breaker=self._health.breaker(name).state(self._clock.monotonic()),
+            breaker=BreakerState.OPEN
+            if now is not None and now.state is ResidentState.BROKEN
+            else self._health.breaker(name).state(self._clock.monotonic()),
             budget_left_micro_usd=left if is_cloud else None if has_slot_time else SPENT,
             rate_limit_tokens_left=self._door.rate_limit_tokens_left(name) if is_cloud else None,
             permitted=self._door.permits(name) if is_cloud else True,

@@ -212,6 +212,7 @@ async def test_a_client_gone_in_mid_stream_frees_its_place_and_its_turn_goes_on(
         assert "Traceback" not in daemon.log
 
 
+@pytest.mark.slow
 async def test_a_reader_that_never_reads_is_dropped_and_nobody_waits_for_it(
     tmp_path: Path,
 ) -> None:
