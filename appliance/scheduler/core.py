@@ -10,6 +10,7 @@ made for what waits, background steps are cut where an urgent one stands behind 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from heapq import heappop, heappush
 from typing import assert_never
 
@@ -20,6 +21,7 @@ from appliance.scheduler.forecast import Forecast
 from appliance.scheduler.foreign import ForeignHold
 from appliance.scheduler.policy import Policy
 from appliance.scheduler.values import (
+    DEFAULT_WEIGHT,
     Capacity,
     ConfigChanged,
     DrainRequested,
@@ -114,6 +116,9 @@ class Core:
 
     def _requested(self, step: StepRequested, now_s: float) -> None:
         book = self._book
+        agent = book.agents.get(step.agent)
+        if agent is not None and step.weight == DEFAULT_WEIGHT:
+            step = replace(step, weight=agent.weight)
         known = [model for model in step.models if model in book.models]
         if not known:
             names = ", ".join(step.models)
@@ -192,8 +197,6 @@ class Core:
         )
         if state is not None and instance.spec == state.spec:
             state.measured_load(event.load_s)
-        if instance.doomed or state is None:
-            book.leave(instance, instance.doomed or "removed from the configuration", now_s)
 
     def _failed(self, event: InstanceFailed, now_s: float) -> None:
         book = self._book
@@ -239,6 +242,7 @@ class Core:
         book.epoch += 1
         wanted = {spec.name: spec for spec in event.models}
         bound = {model for agent in event.agents for model in agent.models[:1]}
+        usable = {model for agent in event.agents for model in agent.models}
         was_bound = {model for agent in book.agents.values() for model in agent.models[:1]}
         for name in [name for name in book.models if name not in wanted]:
             self._retire(book.models[name], "removed from the configuration", now_s)
@@ -249,7 +253,7 @@ class Core:
         for name, state in book.models.items():
             rebound = bool(was_bound) and name in bound and name not in was_bound
             state.wanted = state.spec.pinned or state.spec.preload or rebound
-            unbound = name in was_bound and name not in bound and not state.wanted
+            unbound = name in was_bound and name not in usable and not state.wanted
             instance = state.current
             if unbound and instance is not None and instance.state is ResidentState.READY:
                 book.leave(instance, "no agent is bound to it any more", now_s)
@@ -280,11 +284,7 @@ class Core:
     def _retire(self, state: ModelState, reason: str, now_s: float) -> None:
         instance = state.current
         state.claim = None
-        if instance is None:
-            return
-        if instance.state is ResidentState.STARTING:
-            instance.doomed, state.current = reason, None
-        else:
+        if instance is not None:
             self._book.leave(instance, reason, now_s)
 
     def _drain(self, now_s: float) -> None:
@@ -293,8 +293,8 @@ class Core:
         for waiting in list(book.queue):
             book.queue.cancel(waiting.step.request_id)
             self._refuse(waiting.step.request_id, RefusalCode.OVERLOADED, "stopping", now_s, 5.0)
-        for instance in list(book.ready()):
-            book.leave(instance, "the daemon stops", now_s)
+        for state in book.models.values():
+            self._retire(state, "the daemon stops", now_s)
 
     # ── rules ───────────────────────────────────────────────────────────────────────────────────
 

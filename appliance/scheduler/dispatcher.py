@@ -136,10 +136,24 @@ class Lease:
 
 @dataclass(slots=True, eq=False)
 class _Running:
-    """An instance's task as the dispatcher sees it."""
+    """An instance's task as the dispatcher sees it.
+
+    A start may take minutes. To end one, its task is cancelled inside the engine's enter, which
+    cleans up after itself; an instance that has entered is asked by `stop`.
+    """
 
     engine: Engine
     stop: asyncio.Event = field(default_factory=asyncio.Event)
+    entering: bool = False
+    task: asyncio.Task[None] | None = None
+    pid: int | None = None
+
+    def end(self) -> None:
+        """Asks the instance to go, wherever it is. Asking twice is asking once."""
+        if self.entering and self.task is not None and not self.stop.is_set():
+            self.pid = self.engine.pid
+            self.task.cancel()
+        self.stop.set()
 
 
 class Scheduler:
@@ -190,7 +204,7 @@ class Scheduler:
         if self._timer is not None:
             self._timer.cancel()
         for running in self._running.values():
-            running.stop.set()
+            running.end()
         self._owner.cancel()
         for future in self._waiting.values():
             if not future.done():
@@ -292,6 +306,8 @@ class Scheduler:
             event, done = await self._inbox.get()
             for effect in self._core.handle(event, self._clock.monotonic()):
                 self._perform(effect)
+            if isinstance(event, InstanceGone):
+                self._running.pop(event.instance_id, None)
             if done is not None and not done.done():
                 done.set_result(None)
 
@@ -306,7 +322,8 @@ class Scheduler:
             case ParkIdle():
                 pass
             case StopInstance():
-                self._running[effect.instance_id].stop.set()
+                if effect.instance_id in self._running:
+                    self._running[effect.instance_id].end()
             case Preempt():
                 if effect.lease_id in self._leases:
                     self._leases[effect.lease_id].preempted.set()
@@ -357,24 +374,30 @@ class Scheduler:
             self._tell(InstanceGone(start.instance_id))
             return
         self._running[start.instance_id] = running
-        self._group.create_task(self._run(start, running), name=start.instance_id)
+        running.task = self._group.create_task(self._run(start, running), name=start.instance_id)
 
     async def _run(self, start: StartInstance, running: _Running) -> None:
         """One instance from start to gone. The wall at which an engine's failure stops."""
         began_s = self._clock.monotonic()
-        engine, pid = running.engine, None
+        engine, task = running.engine, running.task
+        assert task is not None
+        running.entering = True
         try:
+            if running.stop.is_set():
+                raise EngineError("stopped before it was started")
             async with engine:
-                pid = engine.pid
+                running.entering, running.pid = False, engine.pid
                 load_s = self._clock.monotonic() - began_s
                 slots = min(engine.facts.slots, start.spec.slots)
                 self._tell(InstanceReady(start.instance_id, load_s, max(slots, 1)))
                 await self._until_stopped(start.instance_id, running)
+        except asyncio.CancelledError:
+            if not running.stop.is_set() or task.uncancel() > 0:
+                raise  # not by `end`: the scheduler itself is being torn down
         except Exception as error:  # the wall of an instance
             self._tell(_failed(start.instance_id, error))
-        if pid is not None and self._memory is not None:
-            await self._bytes_back(start, pid)
-        del self._running[start.instance_id]
+        if running.pid is not None and self._memory is not None:
+            await self._bytes_back(start, running.pid)
         self._tell(InstanceGone(start.instance_id))
 
     async def _until_stopped(self, instance_id: str, running: _Running) -> None:

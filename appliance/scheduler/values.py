@@ -13,6 +13,9 @@ from typing import Protocol, TypeAlias
 
 from appliance.types import Json, Priority
 
+DEFAULT_WEIGHT = 1.0
+"""A step with this weight takes its agent's."""
+
 # ── specifications ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -42,7 +45,7 @@ class AgentSpec:
 
     name: str
     models: tuple[str, ...] = ()
-    weight: float = 1.0
+    weight: float = DEFAULT_WEIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ class StepRequested:
     models: tuple[str, ...]
     priority: Priority = Priority.NORMAL
     deadline_s: float | None = None
-    weight: float = 1.0
+    weight: float = DEFAULT_WEIGHT
     session: str = ""
     prompt_tokens: int = 0
     max_tokens: int = 0

@@ -152,3 +152,41 @@ async def test_drain_refuses_new_work_and_waits_for_the_old(make_workshop: Make)
                 async with running.lease(LeaseRequest("r2", "x", ("a",))):
                     pass
         await draining
+
+
+async def test_a_model_that_is_removed_while_it_loads_does_not_finish_loading(
+    make_workshop: Make,
+) -> None:
+    workshop = make_workshop()
+    workshop.may_load.clear()
+    async with scheduler(workshop, spec("a"), spec("b", size=10)) as running:
+
+        async def ask() -> None:
+            async with running.lease(LeaseRequest("r1", "x", ("a",))):
+                raise AssertionError("the model is gone")
+
+        asking = asyncio.create_task(ask())
+        await running.heartbeat()
+        await running.heartbeat()
+        assert workshop.loads == ["a"]
+        await running.reconfigure([spec("b", size=10)], [])
+        with pytest.raises(NotFound):
+            await asking
+        while running.snapshot().devices[0].reserved_bytes:
+            await running.heartbeat()
+        workshop.may_load.set()
+        async with running.lease(LeaseRequest("r2", "x", ("b",))) as lease:
+            assert lease.model == "b"
+    assert workshop.loads == ["a", "b"]
+
+
+async def test_shutdown_does_not_wait_for_a_slow_load(make_workshop: Make) -> None:
+    workshop = make_workshop()
+    workshop.may_load.clear()
+    async with asyncio.timeout(5), scheduler(workshop, spec("a")) as running:
+        asking = asyncio.create_task(running.lease(LeaseRequest("r", "x", ("a",))).__aenter__())
+        await running.heartbeat()
+        await running.heartbeat()
+        assert workshop.loads == ["a"]
+    with pytest.raises(Overloaded):
+        await asking
