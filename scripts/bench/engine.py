@@ -80,7 +80,10 @@ async def _measure(options: argparse.Namespace) -> dict[str, float]:
         )
         async with LlamaCppEngine(wide) as engine:
             prefix = measures.shared_prefix(
-                Direct(engine), agents=options.agents, prefix_tokens=tokens
+                Direct(engine),
+                agents=options.agents,
+                prefix_tokens=tokens,
+                apart_agents=options.apart_agents or options.agents,
             )
             await part("prefix", prefix)
     if "park" in options.only:
@@ -135,6 +138,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=1024, help="tokens per sequence")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--agents", type=int, default=16)
+    parser.add_argument(
+        "--apart-agents", type=int, help="measure so many without sharing, extrapolate to all"
+    )
     parser.add_argument("--prefix-tokens", type=int, default=2000)
     parser.add_argument("--tool-calls", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)

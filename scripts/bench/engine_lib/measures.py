@@ -94,8 +94,15 @@ def rules(count_tokens: int, name: str) -> str:
     return f"You work for {name}. " + " ".join(lines)
 
 
-async def shared_prefix(ours: Target, *, agents: int, prefix_tokens: int) -> Figures:
-    """All agents at once, with one system prompt and then each with its own."""
+async def shared_prefix(
+    ours: Target, *, agents: int, prefix_tokens: int, apart_agents: int
+) -> Figures:
+    """All agents at once, with one system prompt; then `apart_agents` of them each with its own.
+
+    Prompts without a common beginning are read one after the other at one pace, so with fewer
+    apart than shared the time of all is extrapolated in proportion (and the figures say from how
+    many): less than it would be, since a larger cache is slower.
+    """
 
     async def last_first_token(names: list[str]) -> tuple[float, list[tuple[int, int]]]:
         answers = await asyncio.gather(
@@ -109,13 +116,15 @@ async def shared_prefix(ours: Target, *, agents: int, prefix_tokens: int) -> Fig
         ]
 
     shared_s, used = await last_first_token(["the workshop"] * agents)
-    apart_s, _ = await last_first_token([f"house {n}" for n in range(agents)])
+    measured_s, _ = await last_first_token([f"house {n}" for n in range(apart_agents)])
+    apart_s = measured_s * agents / apart_agents
     common = max(cached for _, cached in used)
     prefix_cells = sum(max(0, common - cached) for _, cached in used)
     return {
         "shared_prefix_agents": agents,
         "shared_prefix_tokens": common,
         "shared_prefix_last_first_token_s": shared_s,
+        "unshared_prefix_agents_measured": apart_agents,
         "unshared_prefix_last_first_token_s": apart_s,
         "shared_prefix_speedup": apart_s / shared_s,
         "shared_prefix_kv_ratio": prefix_cells / common if common else float(agents),
