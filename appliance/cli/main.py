@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from appliance import __version__
-from appliance.cli import approve, ask, chat, config, look, mcp, models, status
+from appliance.cli import approve, ask, chat, config, look, mcp, models, plan, status
 from appliance.cli.shared import fail, paths_of
 from appliance.errors import ApplianceError
 
@@ -61,6 +61,7 @@ app.command()(ask.ask)
 app.command()(chat.chat)
 app.command()(status.status)
 app.command()(status.top)
+app.command()(plan.plan)
 app.command()(look.sessions)
 app.command()(look.turns)
 app.command()(look.explain)

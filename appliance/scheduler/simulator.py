@@ -4,20 +4,26 @@ A heap of moments drives the same `Core` as the daemon's. An agent runs one turn
 is a number of steps on one model with a pause (a tool call) after each. Loads and steps take the
 seconds they are given; unloading is immediate. `fifo_turns` is the yardstick: the same agents on
 one device that serves in arrival order and swaps whenever the next request wants another model.
+
+`expect` is for a recorded trace instead: steps arrive when they arrived, models have their real
+sizes, and a load takes its bytes divided by a bandwidth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from appliance.scheduler.core import Core
 from appliance.scheduler.placing import BestFit
 from appliance.scheduler.policy import Policy
+from appliance.scheduler.replay import TraceRow
 from appliance.scheduler.values import (
+    Capacity,
     ConfigChanged,
     DeviceView,
+    Effect,
     Event,
     Grant,
     InstanceGone,
@@ -25,6 +31,9 @@ from appliance.scheduler.values import (
     InventoryChanged,
     LeaseReleased,
     ModelSpec,
+    Placer,
+    Record,
+    Refuse,
     StartInstance,
     StepRequested,
     StopInstance,
@@ -57,6 +66,17 @@ class Simulated:
         return sum(self.turns.values())
 
 
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a trace would meet: seconds each served step waits for its slot, in order of grants;
+    loads; evictions (a load that took another model's place); refusals by reason."""
+
+    waits_s: tuple[float, ...]
+    loads: int
+    evictions: int
+    refused: Mapping[str, int]
+
+
 def simulate(
     agents: Sequence[Agent],
     models: Sequence[ModelSpec],
@@ -86,6 +106,77 @@ def fifo_turns(agents: Sequence[Agent], load_s: float, hours: float) -> Simulate
         heappush(arrivals, (now_s + agent.pause_s, index))
     turns = {a.name: n // a.steps for a, n in zip(agents, done, strict=True)}
     return Simulated(turns, loads, longest_s)
+
+
+def expect(
+    trace: Sequence[TraceRow],
+    models: Sequence[ModelSpec],
+    devices: Sequence[DeviceView],
+    make_placer: Callable[[Callable[[], Capacity]], Placer],
+    bytes_per_s: float,
+) -> Expected:
+    """Replays arrivals against the core; `make_placer` is given the core's picture to look at."""
+    return _Arrivals(trace, models, devices, make_placer, bytes_per_s).run()
+
+
+class _Arrivals:
+    """The heap of moments of a trace: steps arrive, loads and steps end."""
+
+    def __init__(
+        self,
+        trace: Sequence[TraceRow],
+        models: Sequence[ModelSpec],
+        devices: Sequence[DeviceView],
+        make_placer: Callable[[Callable[[], Capacity]], Placer],
+        bytes_per_s: float,
+    ) -> None:
+        self._trace, self._bytes_per_s = trace, bytes_per_s
+        self._now_s = start_s = trace[0].time_s if trace else 0.0
+        self._core = Core(make_placer(lambda: self._core.capacity(self._now_s)))
+        self._moments: list[tuple[float, int, Event]] = []
+        self._number = 0
+        self._waits_s: list[float] = []
+        self._refused: dict[str, int] = {}
+        self._loads = self._evictions = 0
+        self._at(start_s, InventoryChanged(tuple(devices)))
+        self._at(start_s, ConfigChanged(tuple(models)))
+        for index, row in enumerate(trace):
+            self._at(row.time_s, StepRequested(str(index), row.agent, (row.model,)))
+
+    def run(self) -> Expected:
+        answered = 0
+        while self._moments and answered < len(self._trace):
+            self._now_s, _, event = heappop(self._moments)
+            for effect in self._core.handle(event, self._now_s):
+                answered += isinstance(effect, Grant | Refuse)
+                self._perform(effect)
+        return Expected(tuple(self._waits_s), self._loads, self._evictions, self._refused)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Grant():
+                step_s = self._trace[int(effect.request_id)].duration_s
+                self._waits_s.append(effect.queue_s)
+                self._at(self._now_s + step_s, LeaseReleased(effect.lease_id, 0, step_s))
+            case Refuse():
+                self._refused[effect.reason] = self._refused.get(effect.reason, 0) + 1
+            case StartInstance():
+                load_s = effect.fit.total_bytes / self._bytes_per_s
+                self._loads += effect.spec.needs_memory
+                ready = InstanceReady(effect.instance_id, load_s, effect.fit.slots)
+                self._at(self._now_s + load_s, ready)
+            case StopInstance():
+                self._at(self._now_s, InstanceGone(effect.instance_id))
+            case Record():
+                self._evictions += effect.kind == "evict"
+            case WakeAt():
+                self._at(effect.time_s, Tick())
+            case _:
+                pass
+
+    def _at(self, time_s: float, event: Event) -> None:
+        self._number += 1
+        heappush(self._moments, (time_s, self._number, event))
 
 
 class _Simulation:

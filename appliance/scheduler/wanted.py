@@ -45,6 +45,22 @@ def model_specs(
     return [_spec(name, model, models_dir, manifest) for name, model in config.models.items()]
 
 
+def unreadable_models(
+    config: Config, models_dir: Path, manifest: Mapping[str, ModelFile]
+) -> dict[str, str]:
+    """Models whose weights are not there or cannot be read, and why. Reads GGUF headers."""
+    found = {}
+    for name, model in config.models.items():
+        if isinstance(model, LlamaCppModel):
+            try:
+                read_shape(model_path(model.file, models_dir, manifest))
+            except ApplianceError as error:
+                found[name] = error.message
+        elif isinstance(model, VllmModel) and not (models_dir / model.folder).is_dir():
+            found[name] = f"{models_dir / model.folder} is not there"
+    return found
+
+
 def agent_specs(config: Config) -> list[AgentSpec]:
     return [AgentSpec(name, agent.models, agent.weight) for name, agent in config.agents.items()]
 

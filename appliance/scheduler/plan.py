@@ -1,0 +1,172 @@
+"""What fits on these cards, and what waiting to expect there: `appliance plan`.
+
+A plan is of an empty machine: only the operator's reserve is kept free. What fits together is
+placement's own answer for all models at once; what a trace would meet is the core's own, on virtual
+time, with the same sizes, on the same cards.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from appliance.config.units import parse_bytes
+from appliance.errors import BadRequest
+from appliance.gpu.joint import Plan, place_all
+from appliance.gpu.types import Device, Inventory, Layout, PlacementPolicy, Want
+from appliance.scheduler.memory_placer import MemoryPlacer
+from appliance.scheduler.replay import TraceRow
+from appliance.scheduler.simulator import expect
+from appliance.scheduler.values import DeviceView, Fit, Misfit, ModelSpec, Placer
+
+LOAD_BYTES_PER_S = float(2 << 30)
+"""A good NVMe disk through the page cache to the card; colder or slower disks: say so."""
+
+MAX_CARDS = 64
+
+_CARDS = re.compile(r"^(?:(\d+)\s*[x*]\s*)?([\d.]+\s*[A-Za-z]+)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """Waiting and swapping to expect of a trace. Seconds; `refused` counts by reason."""
+
+    requests: int
+    wait_p50_s: float
+    wait_p95_s: float
+    wait_p99_s: float
+    wait_max_s: float
+    loads: int
+    swaps: int
+    refused: Mapping[str, int]
+
+
+def cards_named(text: str) -> tuple[Device, ...]:
+    """Cards from words such as `2x24GiB` or `80GB,2x24GiB`. Raises `BadRequest`."""
+    cards: list[Device] = []
+    for part in text.split(","):
+        found = _CARDS.match(part.strip())
+        if found is None:
+            raise BadRequest(f"{part!r} names no cards", hint="write 2x24GiB or 80GB,2x24GiB")
+        size = size_named(found[2])
+        for _ in range(int(found[1] or 1)):
+            index = len(cards)
+            if index == MAX_CARDS:
+                raise BadRequest(f"more than {MAX_CARDS} cards in {text!r}")
+            cards.append(Device(f"gpu{index}", index, found[2], size, 0, size))
+    return tuple(cards)
+
+
+def size_named(text: str) -> int:
+    """Bytes of a text such as `24GiB`. Raises `BadRequest`."""
+    try:
+        size = parse_bytes(text)
+    except ValueError:
+        raise BadRequest(f"{text!r} is not a size", hint="write 24GiB or 80GB") from None
+    if size <= 0:
+        raise BadRequest(f"{text!r} is not a size", hint="write 24GiB or 80GB")
+    return size
+
+
+def emptied(inventory: Inventory) -> Inventory:
+    """The same devices with nothing on them."""
+    devices = tuple(
+        replace(device, used_bytes=0, free_bytes=device.total_bytes, processes=())
+        for device in inventory.devices
+    )
+    return replace(inventory, devices=devices)
+
+
+def fit_together(specs: Sequence[ModelSpec], inventory: Inventory, policy: PlacementPolicy) -> Plan:
+    """Where all models go that take memory, or why not."""
+    return place_all(wants_of(specs, inventory), emptied(inventory), policy=policy)
+
+
+def wants_of(specs: Sequence[ModelSpec], inventory: Inventory) -> list[Want]:
+    """What these models ask for; a card pinned by its index is named by its UUID."""
+    uuids = {str(card.index): card.uuid for card in inventory.gpus}
+    return [
+        replace(want, pin=tuple(uuids.get(card, card) for card in want.pin))
+        for want in (spec.demand for spec in specs)
+        if isinstance(want, Want)
+    ]
+
+
+def outlook(
+    trace: Sequence[TraceRow],
+    specs: Sequence[ModelSpec],
+    inventory: Inventory,
+    policy: PlacementPolicy,
+    bytes_per_s: float = LOAD_BYTES_PER_S,
+) -> Outlook:
+    """What this trace would meet here. Raises `BadRequest` for models that are not planned."""
+    unknown = sorted({row.model for row in trace} - {spec.name for spec in specs})
+    if unknown:
+        raise BadRequest(
+            f"the trace asks for {', '.join(unknown)}, which the plan does not have",
+            hint="add it to config.toml, fetch its file, or leave its rows out",
+        )
+    wants = {want.model: want for want in wants_of(specs, inventory)}
+    known = [_with_load_time(spec, wants, bytes_per_s) for spec in specs]
+    views = [
+        DeviceView(device.uuid, max(device.total_bytes - policy.reserve_of(device), 0))
+        for device in inventory.devices
+    ]
+    exclusive = {name for name, want in wants.items() if want.exclusive}
+    found = expect(
+        trace,
+        known,
+        views,
+        lambda capacity: _remembered(MemoryPlacer(capacity, exclusive.__contains__), exclusive),
+        bytes_per_s,
+    )
+    waits = sorted(found.waits_s)
+    return Outlook(
+        requests=len(trace),
+        wait_p50_s=_quantile(waits, 0.50),
+        wait_p95_s=_quantile(waits, 0.95),
+        wait_p99_s=_quantile(waits, 0.99),
+        wait_max_s=_quantile(waits, 1.0),
+        loads=found.loads,
+        swaps=found.evictions,
+        refused=found.refused,
+    )
+
+
+class _Remembered:
+    """Placement asked twice of the same free bytes answers the same: a trace asks thousands of
+    times. Not for exclusive models, where the answer also depends on who is where."""
+
+    def __init__(self, placer: Placer) -> None:
+        self._placer = placer
+        self._answers: dict[tuple[object, ...], Fit | Misfit] = {}
+
+    def place(self, spec: ModelSpec, free: Mapping[str, int]) -> Fit | Misfit:
+        key = (spec.name, *free.items())
+        answer = self._answers.get(key)
+        if answer is None:
+            answer = self._answers[key] = self._placer.place(spec, free)
+        return answer
+
+
+def _remembered(placer: Placer, exclusive: set[str]) -> Placer:
+    return placer if exclusive else _Remembered(placer)
+
+
+def _with_load_time(spec: ModelSpec, wants: Mapping[str, Want], bytes_per_s: float) -> ModelSpec:
+    """The model with its load seconds as modelled, from the bytes of its weights and least cache
+    (the core learns the rest from its first load)."""
+    want = wants.get(spec.name)
+    if want is None:
+        return spec
+    layout = Layout(want.least_window, want.min_slots, want.kv_types[0], 0)
+    return replace(
+        spec, demand=want, load_s=sum(want.footprint.bytes_by_device(layout)) / bytes_per_s
+    )
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    if not ordered:
+        return 0.0
+    return round(ordered[min(int(len(ordered) * share), len(ordered) - 1)], 3)
