@@ -75,6 +75,26 @@ class _GuardedHandler(RequestHandler):
         self._disarm()
         super().connection_lost(exc)
 
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is no HTTP gets a problem, too, and neither a traceback nor its headers (which may
+        hold a token) in the log."""
+        if status >= 500:
+            return super().handle_error(request, status, exc, message)
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer is under way already")
+        log.info("a client sent what is no HTTP: %s", type(exc).__name__)
+        failure = BadRequest("the request is not well-formed HTTP")
+        failure.http_status = status
+        response = problem_response(failure)
+        response.force_close()
+        return response
+
     def _arm(self) -> None:
         if self._header_timer is None:
             self._header_timer = asyncio.get_running_loop().call_later(HEADER_S, self._expire)
