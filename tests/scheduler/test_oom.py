@@ -44,7 +44,7 @@ def test_what_fits_with_its_margin_is_promised_whole_and_never_a_byte_too_much(
     fit = WithMargin(BestFit(), margin).place(ModelSpec("m", demand=demand), {"gpu0": free})
     if isinstance(fit, Fit):
         assert demand <= fit.total_bytes <= free
-        assert fit.total_bytes >= demand * (1 + round(margin, 3)) * (1 - 1e-12)
+        assert fit.total_bytes * 1000 >= demand * (1000 + round(margin * 1000))
 
 
 def test_the_optimum_is_the_best_of_all_assignments() -> None:
