@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 
 from appliance.clock import Clock
 from appliance.config.manifest import ModelFile, model_path
-from appliance.config.models import ClaudeModel, LlamaCppModel, ScriptedModel
+from appliance.config.models import (
+    ClaudeModel,
+    LlamaCppModel,
+    RemoteModel,
+    ScriptedModel,
+)
 from appliance.config.paths import Paths
 from appliance.config.schema import Config
 from appliance.egress.door import Egress
@@ -59,6 +64,8 @@ class Engines:
             return ScriptedEngine.from_config(entry, self._paths.config_file.parent)
         if isinstance(entry, ClaudeModel):
             return self._claude(model, entry)
+        if isinstance(entry, RemoteModel):
+            return self._remote(model, entry)
         raise ModelBroken(
             f"model {model!r}: this release has no engine {entry.engine!r}",
             hint="appliance doctor lists the engines",
@@ -68,6 +75,18 @@ class Engines:
         from appliance.engines.claude.engine import ClaudeEngine  # 35 MiB and a second, if used
 
         return ClaudeEngine(
+            name,
+            entry,
+            lend=partial(self._egress.client, Purpose("model", name)),
+            key=partial(self._egress.key_of, name),
+            meter=self._meter,
+            clock=self._clock,
+        )
+
+    def _remote(self, name: str, entry: RemoteModel) -> Engine:
+        from appliance.engines.remote.engine import RemoteEngine
+
+        return RemoteEngine(
             name,
             entry,
             lend=partial(self._egress.client, Purpose("model", name)),

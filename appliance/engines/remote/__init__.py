@@ -1,0 +1,1 @@
+"""Engine remote: any server that speaks OpenAI's chat completions."""

@@ -1,0 +1,122 @@
+"""Engine remote against a real server in another process: faults, tools, money."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from appliance.errors import ApplianceError, BadRequest, CutStream, EngineError
+from appliance.types import (
+    Completion,
+    GenerateRequest,
+    Role,
+    StopReason,
+    ThinkingBlock,
+    ToolCallDelta,
+    ToolChoice,
+    ToolChoiceKind,
+    ToolSpec,
+    text_message,
+)
+from tests.engines.remote.rig import Book, remote_engine
+from tests.fakes.openai.running import stand_in
+
+WEATHER = ToolSpec(
+    "mcp.weather.now",
+    "The weather in a city.",
+    {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with stand_in() as found:
+        yield found
+
+
+def ask(text: str, **keys: object) -> GenerateRequest:
+    return GenerateRequest("r", (text_message(Role.USER, text),), **keys)  # type: ignore[arg-type]
+
+
+async def answer(url: str, request: GenerateRequest, book: Book | None = None) -> Completion:
+    async with remote_engine(url, book, embeddings=True) as engine:
+        *_, last = [item async for item in engine.generate(request)]
+    assert isinstance(last, Completion)
+    return last
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "status", "word"),
+    [
+        ("cut", CutStream, None, "stream_cut"),
+        ("no_done", CutStream, None, "stream_cut"),
+        ("garbage", EngineError, None, "malformed"),
+        ("error_mid", EngineError, 200, "server_error"),
+        ("429", EngineError, 429, "stand_in"),
+        ("500", EngineError, 500, "stand_in"),
+        ("401", EngineError, 401, "stand_in"),
+    ],
+)
+async def test_each_fault_is_told_once_and_typed(
+    url: str, fault: str, kind: type[ApplianceError], status: int | None, word: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        await answer(url, ask(f"fault:{fault}"))
+    assert (caught.value.details["status"], caught.value.details["type"]) == (status, word)
+    assert caught.value.retry_after_s == (7.0 if fault.isdigit() else None)
+
+
+async def test_a_server_that_is_not_there_is_unreachable() -> None:
+    with pytest.raises(EngineError) as caught:
+        await answer("http://127.0.0.1:9", ask("hello"))
+    assert caught.value.details["type"] == "unreachable"
+
+
+async def test_a_loading_server_is_an_error_worth_retrying() -> None:
+    with stand_in("--load-s", "600") as url, pytest.raises(EngineError) as caught:
+        await answer(url, ask("hello"))
+    assert caught.value.details["status"] == 503 and caught.value.retryable
+
+
+async def test_a_call_gets_our_id_and_our_name(url: str) -> None:
+    must = ToolChoice(ToolChoiceKind.ANY)
+    request = ask("weather?", tools=(WEATHER,), tool_choice=must)
+    async with remote_engine(url) as engine:
+        *deltas, last = [item async for item in engine.generate(request)]
+    assert isinstance(last, Completion)
+    (call,) = last.message.tool_calls
+    pieces = [d for d in deltas if isinstance(d, ToolCallDelta)]
+    assert (call.name, call.arguments) == ("mcp.weather.now", {"city": "Paris"})
+    assert {piece.call_id for piece in pieces} == {call.call_id} != {"theirs!"}
+    assert last.stop_reason is StopReason.TOOL_USE
+
+
+async def test_unfinished_arguments_are_a_malformed_answer(url: str) -> None:
+    must = ToolChoice(ToolChoiceKind.ANY)
+    with pytest.raises(EngineError, match="no JSON"):
+        await answer(url, ask("fault:bad_arguments", tools=(WEATHER,), tool_choice=must))
+
+
+async def test_reasoning_becomes_thinking(url: str) -> None:
+    completion = await answer(url, ask("think twice"))
+    assert completion.message.blocks[0] == ThinkingBlock("hm")
+    assert completion.message.text == "think twice "
+
+
+async def test_the_meter_hears_of_every_call(url: str) -> None:
+    book = Book()
+    completion = await answer(url, ask("one two"), book)
+    assert book.words == ["sent", "seen"] and book.usage == completion.usage
+    refused = Book()
+    with pytest.raises(EngineError):
+        await answer(url, ask("fault:401"), refused)
+    assert refused.words == ["sent", "refused"]
+
+
+async def test_vectors_are_normalised_and_in_order(url: str) -> None:
+    async with remote_engine(url, embeddings=True) as engine:
+        assert await engine.embed(["abc", ""]) == [[0.6, 0.8], [0.0, 1.0]]
+    async with remote_engine(url) as engine:
+        with pytest.raises(BadRequest):
+            await engine.embed(["abc"])
