@@ -355,15 +355,15 @@ class Core:
         if self._deadlines:
             times.append(self._deadlines[0][0])
         ready = list(book.ready())
-        for model in book.queue.models():
+        victim_s = room.reload_s(book, ready[:1])
+        for model, oldest in book.queue.oldest_by_model():
             state = book.models[model]
-            oldest = book.queue.oldest(model)
-            if state.current is None and state.claim is None and oldest is not None:
+            if state.current is None and state.claim is None:
                 retry_s = state.breaker.retry_in_s(now_s)
                 if retry_s > 0:
                     times.append(now_s + retry_s)
                 else:
-                    patience_s = room.swap_patience_s(book, state, ready[:1])
+                    patience_s = book.policy.swap_patience_s(state.load_s + victim_s)
                     times.append(max(oldest.since_s + patience_s, now_s + 1.0))
         for instance in ready:
             if instance.leases:

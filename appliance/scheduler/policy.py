@@ -40,3 +40,7 @@ class Policy:
 
     seed_service_s: float = 2.0
     """Seconds a step takes before any was measured."""
+
+    def swap_patience_s(self, cost_s: float) -> float:
+        """How long busy models keep their place against a waiter if the swap takes `cost_s`."""
+        return (1 / self.swap_share - 1) * cost_s

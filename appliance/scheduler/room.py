@@ -93,7 +93,12 @@ def start(book: Book, state: ModelState, fit: Fit, now_s: float) -> None:
 
 def _most_urgent(book: Book, now_s: float) -> list[ModelState]:
     """The models to try: of those that wait their turn the due ones by age, then by key."""
-    waited_for = [model for model in book.queue.models() if book.may_load(model, now_s)]
+    models = book.models
+    waited_for = [
+        model
+        for model in book.queue.models()
+        if models[model].current is None and book.may_load(model, now_s)
+    ]
     chosen = nsmallest(_TRIED_PER_EVENT, waited_for, key=book.queue.rank)
     return [book.models[model] for model in chosen]
 
@@ -273,10 +278,12 @@ def _waited_s(oldest: Waiting, victims: list[Instance], now_s: float) -> float:
 
 def swap_patience_s(book: Book, state: ModelState, victims: list[Instance]) -> float:
     """How long busy victims keep their place against a waiter, by `swap_share`."""
-    cost_s = state.load_s + sum(
-        book.models[v.model].load_s for v in victims if v.model in book.models
-    )
-    return (1 / book.policy.swap_share - 1) * cost_s
+    return book.policy.swap_patience_s(state.load_s + reload_s(book, victims))
+
+
+def reload_s(book: Book, victims: list[Instance]) -> float:
+    """Seconds that loading these again would take."""
+    return sum(book.models[v.model].load_s for v in victims if v.model in book.models)
 
 
 def _evict(book: Book, victim: Instance, state: ModelState, oldest: Waiting, now_s: float) -> None:

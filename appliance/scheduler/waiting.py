@@ -113,6 +113,12 @@ class WaitingQueue:
     def models(self) -> list[str]:
         return [model for model, line in self._lines.items() if line.requests]
 
+    def oldest_by_model(self) -> Iterator[tuple[str, Waiting]]:
+        """The models that are waited for, with who waits longest."""
+        for model, line in self._lines.items():
+            if line.oldest is not None:
+                yield model, line.oldest
+
     def count(self, model: str) -> int:
         line = self._lines.get(model)
         return len(line.requests) if line is not None else 0
