@@ -68,8 +68,11 @@ log = logging.getLogger(__name__)
 TOKEN_BYTES = 32
 
 
-async def run_daemon(paths: Paths, config: Config, stop: asyncio.Event) -> None:
-    """Run until `stop` is set; returns when everything is parked and closed."""
+async def run_daemon(
+    paths: Paths, config: Config, stop: asyncio.Event, hurry: asyncio.Event
+) -> None:
+    """Run until `stop` is set; returns when everything is parked and closed. `hurry` ends the
+    waiting for running steps."""
     clock = SystemClock()
     manifest = await asyncio.to_thread(load_manifest)
     configuration = Configuration(paths.config_file, config)
@@ -224,7 +227,7 @@ async def run_daemon(paths: Paths, config: Config, stop: asyncio.Event) -> None:
         await stop.wait()
         systemd.notify("STOPPING=1")
         log.info("stopping: %d turns unfinished", turns.unfinished_count)
-        await turns.drain(configuration.current.daemon.drain_s)
+        await turns.drain(configuration.current.daemon.drain_s, hurry)
         for chore in chores:
             chore.cancel()
 
