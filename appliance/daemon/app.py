@@ -38,12 +38,13 @@ from appliance.daemon.vram import VramWatch
 from appliance.egress.door import Egress
 from appliance.egress.guard import PROCESS_GUARD
 from appliance.gpu.inventory import Prober
+from appliance.gpu.types import Inventory
 from appliance.memory.notes import JournalNotes
 from appliance.scheduler.budgets import Budgets
 from appliance.scheduler.core import Core
 from appliance.scheduler.dispatcher import Scheduler
 from appliance.scheduler.memory_placer import MemoryPlacer
-from appliance.scheduler.wanted import agent_specs, device_views, model_specs
+from appliance.scheduler.wanted import agent_specs, device_views, model_specs, named_pins
 from appliance.store.approvals import Approvals, Grants
 from appliance.store.database import Database
 from appliance.store.index import Index
@@ -95,7 +96,7 @@ async def run_daemon(
             Scheduler(Core(placer), engines, clock, memory=VramWatch(prober))
         )
         await scheduler.inventory_changed(device_views(prober.latest, config))
-        await _reconfigure(scheduler, config, paths, manifest)
+        await _reconfigure(scheduler, config, paths, manifest, prober.latest)
         health = Health(clock)
         places = Places(
             lambda: configuration.current, scheduler.snapshot, health, egress, purse, clock
@@ -193,7 +194,7 @@ async def run_daemon(
         native = NativeApi(turns, index, approvals, control)
 
         async def apply(before: Config, after: Config, changes: tuple[diffs.Change, ...]) -> None:
-            await _reconfigure(scheduler, after, paths, manifest)
+            await _reconfigure(scheduler, after, paths, manifest, prober.latest)
 
         configuration.on_change(apply)
         background = await rooms.enter_async_context(asyncio.TaskGroup())
@@ -233,10 +234,15 @@ async def run_daemon(
 
 
 async def _reconfigure(
-    scheduler: Scheduler, config: Config, paths: Paths, manifest: Mapping[str, ModelFile]
+    scheduler: Scheduler,
+    config: Config,
+    paths: Paths,
+    manifest: Mapping[str, ModelFile],
+    inventory: Inventory,
 ) -> None:
     specs = await asyncio.to_thread(model_specs, config, paths.models_dir, manifest)
-    await scheduler.reconfigure(specs, agent_specs(config))
+    named = [named_pins(spec, inventory) for spec in specs]
+    await scheduler.reconfigure(named, agent_specs(config))
 
 
 async def _tell_inventory(

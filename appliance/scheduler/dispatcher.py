@@ -429,7 +429,8 @@ class Scheduler:
 def _failed(instance_id: str, error: Exception) -> InstanceFailed:
     """What an instance's failure means; one that is none of ours is a bug, and is logged so."""
     if isinstance(error, ApplianceError):
-        return InstanceFailed(instance_id, _reason(error), isinstance(error, ModelBroken))
+        is_crash = not isinstance(error, NoCapacity)  # one that looked and declined did not crash
+        return InstanceFailed(instance_id, _reason(error), isinstance(error, ModelBroken), is_crash)
     log.error("instance %s failed unexpectedly", instance_id, exc_info=error)
     return InstanceFailed(instance_id, repr(error))
 

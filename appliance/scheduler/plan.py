@@ -18,7 +18,8 @@ from appliance.gpu.types import Device, Inventory, Layout, PlacementPolicy, Want
 from appliance.scheduler.memory_placer import MemoryPlacer
 from appliance.scheduler.replay import TraceRow
 from appliance.scheduler.simulator import expect
-from appliance.scheduler.values import DeviceView, Fit, Misfit, ModelSpec, Placer
+from appliance.scheduler.values import DeviceView, ModelSpec
+from appliance.scheduler.wanted import named_pins
 
 LOAD_BYTES_PER_S = float(2 << 30)
 """A good NVMe disk through the page cache to the card; colder or slower disks: say so."""
@@ -85,12 +86,8 @@ def fit_together(specs: Sequence[ModelSpec], inventory: Inventory, policy: Place
 
 def wants_of(specs: Sequence[ModelSpec], inventory: Inventory) -> list[Want]:
     """What these models ask for; a card pinned by its index is named by its UUID."""
-    uuids = {str(card.index): card.uuid for card in inventory.gpus}
-    return [
-        replace(want, pin=tuple(uuids.get(card, card) for card in want.pin))
-        for want in (spec.demand for spec in specs)
-        if isinstance(want, Want)
-    ]
+    named = (named_pins(spec, inventory).demand for spec in specs)
+    return [want for want in named if isinstance(want, Want)]
 
 
 def outlook(
@@ -118,7 +115,7 @@ def outlook(
         trace,
         known,
         views,
-        lambda capacity: _remembered(MemoryPlacer(capacity, exclusive.__contains__), exclusive),
+        lambda capacity: MemoryPlacer(capacity, exclusive.__contains__),
         bytes_per_s,
     )
     waits = sorted(found.waits_s)
@@ -132,26 +129,6 @@ def outlook(
         swaps=found.evictions,
         refused=found.refused,
     )
-
-
-class _Remembered:
-    """Placement asked twice of the same free bytes answers the same: a trace asks thousands of
-    times. Not for exclusive models, where the answer also depends on who is where."""
-
-    def __init__(self, placer: Placer) -> None:
-        self._placer = placer
-        self._answers: dict[tuple[object, ...], Fit | Misfit] = {}
-
-    def place(self, spec: ModelSpec, free: Mapping[str, int]) -> Fit | Misfit:
-        key = (spec.name, *free.items())
-        answer = self._answers.get(key)
-        if answer is None:
-            answer = self._answers[key] = self._placer.place(spec, free)
-        return answer
-
-
-def _remembered(placer: Placer, exclusive: set[str]) -> Placer:
-    return placer if exclusive else _Remembered(placer)
 
 
 def _with_load_time(spec: ModelSpec, wants: Mapping[str, Want], bytes_per_s: float) -> ModelSpec:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from appliance.config.diff import LIVE_MODEL_KEYS
@@ -43,6 +44,15 @@ def model_specs(
 ) -> list[ModelSpec]:
     """What the scheduler is told of each model. Reads GGUF headers: call it in a thread."""
     return [_spec(name, model, models_dir, manifest) for name, model in config.models.items()]
+
+
+def named_pins(spec: ModelSpec, inventory: Inventory) -> ModelSpec:
+    """The model with the cards it is pinned to named by UUID, where config gave an index."""
+    if not isinstance(spec.demand, Want) or not spec.demand.pin:
+        return spec
+    uuids = {str(card.index): card.uuid for card in inventory.gpus}
+    pin = tuple(uuids.get(card, card) for card in spec.demand.pin)
+    return replace(spec, demand=replace(spec.demand, pin=pin))
 
 
 def unreadable_models(
