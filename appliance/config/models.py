@@ -268,6 +268,21 @@ ModelConfig: TypeAlias = Annotated[
 ]
 
 
+def reached(name: str, model: ModelConfig) -> RemoteModel | ClaudeModel | None:
+    """The entry as something reached over the network: itself, or, of a scripted one with a
+    `base_url`, the server it forwards to (its model there has the entry's name). None for what
+    runs here."""
+    if isinstance(model, RemoteModel | ClaudeModel):
+        return model
+    if isinstance(model, ScriptedModel) and model.base_url:
+        kept = {"description", "context_window", "slots", "quality", "tools", "sampling"}
+        entry = {key: getattr(model, key) for key in kept}
+        return RemoteModel.model_validate(
+            {"engine": "remote", "base_url": model.base_url, "model": name, **entry}
+        )
+    return None
+
+
 def check_url(value: str) -> str:
     """The URL without a slash at its end. Raises `ValueError` if it is none, or holds a secret."""
     parts = urlsplit(value)

@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING
 
 from appliance.clock import Clock
 from appliance.config.manifest import ModelFile, model_path
-from appliance.config.models import (
-    ClaudeModel,
-    LlamaCppModel,
-    RemoteModel,
-    ScriptedModel,
-)
+from appliance.config.models import ClaudeModel, LlamaCppModel, RemoteModel, ScriptedModel, reached
 from appliance.config.paths import Paths
 from appliance.config.schema import Config
 from appliance.egress.door import Egress
@@ -60,12 +55,13 @@ class Engines:
         if isinstance(entry, LlamaCppModel):
             assert isinstance(placement, Placement)
             return self._llamacpp(model, entry, placement)
+        forwarded = reached(model, entry)
+        if isinstance(forwarded, RemoteModel):
+            return self._remote(model, forwarded)
         if isinstance(entry, ScriptedModel):
             return ScriptedEngine.from_config(entry, self._paths.config_file.parent)
         if isinstance(entry, ClaudeModel):
             return self._claude(model, entry)
-        if isinstance(entry, RemoteModel):
-            return self._remote(model, entry)
         raise ModelBroken(
             f"model {model!r}: this release has no engine {entry.engine!r}",
             hint="appliance doctor lists the engines",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import httpx2
 
 from appliance.clock import Clock
-from appliance.config.models import ClaudeModel, RemoteModel
+from appliance.config.models import ClaudeModel, RemoteModel, reached
 from appliance.config.schema import Config
 from appliance.egress.dial import Dialler
 from appliance.egress.guard import PROCESS_GUARD, Guard
@@ -54,8 +54,8 @@ class Egress:
 
     def permits(self, model: str) -> bool:
         """Configured, not air-gapped, and a key at hand where one is named."""
-        entry = self._config().models.get(model)
-        if not isinstance(entry, ClaudeModel | RemoteModel):
+        entry = self._reached(model)
+        if entry is None:
             return False
         if self._config().network.air_gap and not (
             isinstance(entry, RemoteModel) and target_of(entry.base_url).is_loopback
@@ -69,10 +69,14 @@ class Egress:
 
     def key_of(self, model: str) -> str | None:
         """The model's key, read anew; None where there is none. Never store or log it."""
-        entry = self._config().models.get(model)
-        if not isinstance(entry, ClaudeModel | RemoteModel):
+        entry = self._reached(model)
+        if entry is None:
             return None
         return find_key(self._environment, entry.key_credential, entry.key_env)
+
+    def _reached(self, model: str) -> RemoteModel | ClaudeModel | None:
+        entry = self._config().models.get(model)
+        return None if entry is None else reached(model, entry)
 
     def rate_limit_tokens_left(self, model: str) -> int | None:
         rates = self._rates.get(model)

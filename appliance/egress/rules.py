@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from appliance.config.models import ClaudeModel, RemoteModel
+from appliance.config.models import ClaudeModel, reached
 from appliance.config.schema import Config
 from appliance.egress.errand import Errand
 from appliance.types import Label
@@ -129,11 +129,11 @@ def _is_allowed_host(config: Config, purpose: Purpose, target: Target) -> bool:
     match purpose.kind:
         case "model":
             entry = config.models.get(purpose.name)
-            urls = [entry.base_url] if isinstance(entry, ClaudeModel | RemoteModel) else []
-            return target in _targets(urls)
+            server = None if entry is None else reached(purpose.name, entry)
+            return server is not None and target in _targets([server.base_url])
         case "mcp":
-            server = config.mcp.get(purpose.name)
-            return server is not None and target in _targets([server.url])
+            mcp = config.mcp.get(purpose.name)
+            return mcp is not None and target in _targets([mcp.url])
         case "tool":
             return any(matches(pattern, target) for pattern in config.network.allowed_hosts)
         case _:

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 from typing import Protocol
 
-from appliance.config.models import ClaudeModel, RemoteModel
+from appliance.config.models import ClaudeModel, RemoteModel, reached
 from appliance.config.schema import Config
 from appliance.engines.base import Engine
 from appliance.errors import CutStream, EngineError
@@ -112,7 +112,7 @@ class Attempts:
 
     async def _charge_slot(self, ready: Ready, target: str, usage: Usage) -> None:
         """Book the time a local slot was used, where a cap on it is set."""
-        is_bought = isinstance(self._config().models.get(target), RemoteModel | ClaudeModel)
+        is_bought = self._bought_from(target) is not None
         agent, session_id = ready.agent_name, ready.state.session_id
         if not is_bought and self._spending.gpu_ms_left(agent, session_id) is not None:
             await self._spending.charge_gpu(
@@ -121,6 +121,11 @@ class Attempts:
                 turn_id=ready.state.turn_id,
                 gpu_ms=usage.prefill_ms + usage.decode_ms,
             )
+
+    def _bought_from(self, target: str) -> RemoteModel | ClaudeModel | None:
+        """The provider behind a model that runs elsewhere; None for what runs here."""
+        model = self._config().models.get(target)
+        return None if model is None else reached(target, model)
 
     async def _request(
         self, turn: LiveTurn, ready: Ready, target: str, engine: Engine, need: LeaseRequest
@@ -134,8 +139,9 @@ class Attempts:
         sampling = merged(model.sampling.to_sampling(), ready.agent.sampling.to_sampling())
         room = max(window - fitted.prompt_tokens, 1)
         most = min(sampling.max_tokens or room, room, ready.left.output_tokens)
-        if isinstance(model, RemoteModel | ClaudeModel):
-            most = min(most, model.max_output_tokens)
+        provider = self._bought_from(target)
+        if provider is not None:
+            most = min(most, provider.max_output_tokens)
         return fitted, GenerateRequest(
             request_id=need.request_id,
             messages=fitted.messages,
@@ -155,14 +161,14 @@ class Attempts:
         self, ready: Ready, target: str, fitted: Fitted, request: GenerateRequest, lease: Lease
     ) -> AsyncGenerator[Delta | Completion, None]:
         """The engine's stream; what costs money is reserved before it and settled after it."""
-        model = self._config().models[target]
-        if not isinstance(model, RemoteModel | ClaudeModel):
+        provider = self._bought_from(target)
+        if provider is None:
             async for item in lease.engine.generate(request):
                 yield item
             return
         prompt = fitted.prompt_tokens or ready.prompt_tokens * UNCOUNTED_FACTOR
         output = request.sampling.max_tokens or DEFAULT_ANSWER_TOKENS
-        prices = model.prices
+        prices = provider.prices
         rate = max(prices.input_micro_usd, prices.cache_write_micro_usd)
         hold = await self._spending.reserve(
             agent=ready.agent_name,

@@ -170,8 +170,6 @@ def _prices(model: ModelConfig) -> Prices:
 
 def provider_of(model: ModelConfig) -> str:
     """Whose retry budget a model draws on: the host for what leaves, the model for the rest."""
-    if isinstance(model, RemoteModel | ClaudeModel):
-        return model.base_url
-    if isinstance(model, ScriptedModel) and model.base_url:
+    if isinstance(model, RemoteModel | ClaudeModel | ScriptedModel) and model.base_url:
         return model.base_url
     return THIS_MACHINE

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from tests.daemons import SCRIPTED_CONFIG, cli, running, write_home
+from tests.fakes.openai.running import stand_in
 
 SLOW = {"reply": "one two three four five " * 20, "tokens_per_s": 40}
 
@@ -122,3 +123,14 @@ async def test_exit_codes_say_what_happened(tmp_path: Path) -> None:
         assert (await cli(home, "nonsense"))[0] == 2
         assert (await cli(home, "status", "--json"))[0] == 0
         assert daemon.process.returncode is None
+
+
+async def test_a_scripted_model_with_a_base_url_forwards_to_that_server(tmp_path: Path) -> None:
+    with stand_in() as url:
+        script = 'script = "script.json"'
+        config = SCRIPTED_CONFIG.replace(script, f'base_url = "{url}/v1"')
+        async with running(write_home(tmp_path, [], config)) as daemon:
+            ended = await daemon.ask("hello there")
+            assert ended["type"] == "turn.completed", ended
+            assert ended["text"]
+            assert ended["route"]["place"] == "local"
