@@ -14,11 +14,11 @@ from pathlib import Path
 
 from appliance.clock import SystemClock
 from appliance.config.schema import Config
-from appliance.tools.notes import FileNotes
 from appliance.tools.ports import Ports
 from appliance.tools.registry import Toolbox
 from appliance.tools.types import InDoubt, Intent, NotStarted, ToolContext, ToolOutcome
 from appliance.types import Json, ToolCallBlock
+from tests.tools.file_notes import FileNotes
 
 PARALLEL = 3
 

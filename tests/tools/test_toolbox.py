@@ -12,12 +12,12 @@ import pytest
 
 from appliance.clock import SystemClock
 from appliance.errors import EgressDenied
-from appliance.tools.notes import FileNotes
 from appliance.tools.ports import Answer, Fetched, Ports
 from appliance.tools.registry import Toolbox
 from appliance.tools.types import Deny, FilePolicy, InDoubt, Intent, ToolContext, ToolOutcome
 from appliance.types import Json, Label, TextBlock, ToolCallBlock
 from tests.tools.conftest import MakeConfig
+from tests.tools.file_notes import FileNotes
 
 
 class Others:

@@ -1,4 +1,4 @@
-"""Notes in one file per agent: what `remember` and `recall` use where there is no memory room.
+"""Notes in one file per agent, for tests of the toolbox without a daemon around it.
 
 Honest and small: a line of JSON per note, found again by the words it shares with the question. No
 meaning, no forgetting, no ranking beyond that.
