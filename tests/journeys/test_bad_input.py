@@ -9,7 +9,7 @@ import socket
 import sqlite3
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tests.daemons import SCRIPTED_CONFIG, Daemon, cli, running, write_home
 
 TALKATIVE = SCRIPTED_CONFIG.replace("slots = 8", "context_window = 1000000")
 TALKATIVE += "limits = { output_tokens_max = 1000000 }\n"
+FILL_TRIES = 50
 SLOW_TALK = {"match": "slow", "reply": "word " * 60, "tokens_per_s": 40}
 
 
@@ -45,12 +46,15 @@ def remount(folder: Path, options: str) -> None:
 
 
 def fill(folder: Path, keep: int = 0) -> Path:
-    """A file that takes what is free on this file system but `keep` bytes."""
+    """A file that takes what is free on this file system but `keep` bytes. The daemon may take
+    some of it between the look and the deed: then look again."""
     ballast = folder / "ballast"
-    disk = os.statvfs(folder)
-    with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(disk.f_bavail * disk.f_frsize - keep, 1))
-    return ballast
+    for _ in range(FILL_TRIES):
+        disk = os.statvfs(folder)
+        with suppress(OSError), ballast.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, max(disk.f_bavail * disk.f_frsize - keep, 1))
+            return ballast
+    raise AssertionError(f"{folder} could not be filled")
 
 
 def state_on(folder: Path) -> str:

@@ -19,6 +19,9 @@ from appliance.types import (
     text_message,
 )
 
+NOTICE_CHARS = 160
+"""The longest announcement of what was left out: it belongs to the least that must fit."""
+
 SYSTEM = (text_message(Role.SYSTEM, "You are an agent."),)
 
 
@@ -86,8 +89,8 @@ def test_what_fits_fits_with_whole_pairs_and_the_question_kept(
     try:
         fitted = run_fit(earlier, current, budget, pace)
     except PromptTooLong:
-        alone = count((*SYSTEM, current[0]), pace)
-        assert alone + 60 > budget, "refused although system and question fit"
+        alone = count((*SYSTEM, current[0]), pace) + int(NOTICE_CHARS / pace) + 1
+        assert alone > budget, "refused although system, question and notice fit"
         return
     assert count(fitted.messages, pace) == fitted.prompt_tokens <= budget
     assert fitted.messages[0] == SYSTEM[0]
@@ -121,4 +124,5 @@ def test_ten_thousand_histories(
     try:
         assert run_fit(earlier, current, budget, pace).prompt_tokens <= budget
     except PromptTooLong:
-        assert count((*SYSTEM, current[0]), pace) + 60 > budget
+        alone = count((*SYSTEM, current[0]), pace) + int(NOTICE_CHARS / pace) + 1
+        assert alone > budget
