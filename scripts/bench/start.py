@@ -37,6 +37,11 @@ from appliance.wire.native import block_to_json, message_to_json  # noqa: E402
 from scripts.bench.report import report  # noqa: E402
 from tests.daemons import SCRIPTED_CONFIG, start, write_home  # noqa: E402
 
+LIMITS = "limits = { steps_max = 10000, output_tokens_max = 1000000 }\n"
+"""So that turns of many steps go on instead of ending at their bounds."""
+
+NEW_EVENT_S = 60.0
+
 FORBIDDEN = ("llama_cpp", "torch", "lancedb", "vllm", "langgraph")
 
 
@@ -49,7 +54,7 @@ async def main() -> None:
     options = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="start-"))
     try:
-        write_home(home, [{"reply": "done", "delay_s": 30}], SCRIPTED_CONFIG)
+        write_home(home, [{"reply": "done", "delay_s": 30}], SCRIPTED_CONFIG + LIMITS)
         figures = await measure(home, options)
     finally:
         shutil.rmtree(home)
@@ -96,8 +101,9 @@ def last_seq(home: Path) -> int:
 
 
 async def until_new_event(home: Path, last: int) -> float:
-    while last_seq(home) <= last:
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(NEW_EVENT_S):
+        while last_seq(home) <= last:
+            await asyncio.sleep(0.01)
     return time.monotonic()
 
 
