@@ -57,6 +57,14 @@ def fill(folder: Path, keep: int = 0) -> Path:
     raise AssertionError(f"{folder} could not be filled")
 
 
+def fill_with_reserve(disk: Path) -> list[Path]:
+    """Fill it to the last block, what the daemon had put aside for a full disk included. The
+    daemon may give its reserve up by itself, meanwhile."""
+    ballast = fill(disk)
+    (disk / "state" / "reserve").unlink(missing_ok=True)
+    return [ballast, fill(disk / "state")]
+
+
 def state_on(folder: Path) -> str:
     scripted = SCRIPTED_CONFIG.replace("slots = 8", "slots = 8\ncontext_window = 100000")
     return f'[daemon]\nstate_dir = "{folder}/state"\n' + scripted
@@ -118,14 +126,12 @@ async def test_a_folder_that_turns_read_only_refuses_new_turns_and_heals(
         turn = (await daemon.ask("remember this"))["turn"]
         # Only a file system without open writers can be remounted read-only, so a daemon meets
         # it as a full one that gives no block at all.
-        ballast = fill(small_disk)
-        (small_disk / "state" / "reserve").unlink()
-        fill_rest = fill(small_disk / "state")
+        ballast = fill_with_reserve(small_disk)
         status, problem = await refused(daemon)
         assert status == 507, problem
         assert (await daemon.get(f"/api/turns/{turn}"))["text"] == "kept"
-        ballast.unlink()
-        fill_rest.unlink()
+        for file in ballast:
+            file.unlink()
         assert (await daemon.ask("again"))["text"] == "kept"
 
 
@@ -182,17 +188,15 @@ async def test_a_turn_cancelled_while_the_disk_is_full_is_cancelled_once_there_i
     )  # fmt: skip
     async with running(home) as daemon:
         slow = await daemon.start_turn("slow one")
-        ballast = fill(small_disk)
         # The reserve would let it end; without it, it has to wait.
-        (small_disk / "state" / "reserve").unlink()
-        rest = fill(small_disk / "state")
+        ballast = fill_with_reserve(small_disk)
         async with asyncio.timeout(20):
             while f"turn {slow} waits for the journal" not in daemon.log:
                 await asyncio.sleep(0.05)
         status, answer = await daemon.post(f"/api/turns/{slow}/cancel")
         assert (status, answer["cancelled"]) == (200, True)
-        ballast.unlink()
-        rest.unlink()
+        for file in ballast:
+            file.unlink()
         async with asyncio.timeout(30):
             assert (await daemon.ended(slow))["type"] == "turn.cancelled"
 
