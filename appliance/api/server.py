@@ -10,11 +10,9 @@ parsed.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import socket
-import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,22 +20,19 @@ from types import TracebackType
 from typing import Any, Self
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 from pydantic import BaseModel, ValidationError
 
 from appliance.api.endpoint import Call, Endpoint, Problem
+from appliance.api.listen import BACKLOG, GuardedServer, bind_tcp, bind_unix
 from appliance.api.peer import Peer, Role, Tokens, unix_peer
 from appliance.config.machine import AccessConfig
 from appliance.errors import ApplianceError, BadRequest, Conflict, Refused
 
 log = logging.getLogger(__name__)
 
-HEADER_S = 5.0
 BODY_IDLE_S = 10.0
-KEEPALIVE_S = 75.0
 HEADER_MAX_BYTES = 16 * 1024
-CONNECTIONS_MAX = 1024
-"""Per door. A local front end holds one or two; a thousand idle ones are an accident."""
+SOCKET_LOOK_S = 2.0
 
 SHUTDOWN_S = 5.0
 
@@ -52,69 +47,6 @@ class Misdirected(Refused):
 
     code = "misdirected"
     http_status = 421
-
-
-class _GuardedHandler(RequestHandler):
-    """aiohttp's connection, closed when a request's header does not arrive in time."""
-
-    __slots__ = ("_header_timer",)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._header_timer: asyncio.TimerHandle | None = None
-        super().connection_made(transport)
-        self._arm()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._current_request is None and not self._messages:
-            self._arm()
-        else:
-            self._disarm()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._disarm()
-        super().connection_lost(exc)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """What is no HTTP gets a problem, too, and neither a traceback nor its headers (which may
-        hold a token) in the log."""
-        if status >= 500:
-            return super().handle_error(request, status, exc, message)
-        if request.writer.output_size > 0:
-            raise ConnectionError("an answer is under way already")
-        log.info("a client sent what is no HTTP: %s", type(exc).__name__)
-        failure = BadRequest("the request is not well-formed HTTP")
-        failure.http_status = status
-        response = problem_response(failure)
-        response.force_close()
-        return response
-
-    def _arm(self) -> None:
-        if self._header_timer is None:
-            self._header_timer = asyncio.get_running_loop().call_later(HEADER_S, self._expire)
-
-    def _disarm(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
-
-    def _expire(self) -> None:
-        self._header_timer = None
-        if self._current_request is None and self.transport is not None:
-            self.transport.abort()
-
-
-class _GuardedServer(web.Server):
-    """Makes guarded connections, and no more than `CONNECTIONS_MAX` at once."""
-
-    def __call__(self) -> RequestHandler:
-        return _GuardedHandler(self, loop=asyncio.get_running_loop(), **self._kwargs)
 
 
 class Server:
@@ -148,20 +80,38 @@ class Server:
             self._router.add_route(endpoint.method, endpoint.path, _as_handler(endpoint))
 
     async def __aenter__(self) -> Self:
-        server = _GuardedServer(
+        server = GuardedServer(
             self._serve,
-            keepalive_timeout=KEEPALIVE_S,
+            refuse=problem_response,
             max_line_size=HEADER_MAX_BYTES,
             max_field_size=HEADER_MAX_BYTES,
             access_log=None,
         )
         self._runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_S)
         await self._runner.setup()
-        await web.SockSite(self._runner, bind_unix(self._socket_path), backlog=256).start()
+        await self._listen(bind_unix(self._socket_path))
         if self._http is not None:
-            site = web.SockSite(self._runner, _bind_tcp(*self._http), backlog=256)
-            await site.start()
+            await self._listen(bind_tcp(*self._http))
         return self
+
+    async def _listen(self, listener: socket.socket) -> None:
+        assert self._runner is not None
+        await web.SockSite(self._runner, listener, backlog=BACKLOG).start()
+
+    async def stay_reachable(self) -> None:
+        """Bind the socket anew whenever its file is gone (a cleaner of temporary folders, a hand
+        that slipped): a daemon nobody can reach could not even be asked to stop. What somebody
+        else put there is left alone."""
+        while True:
+            await asyncio.sleep(SOCKET_LOOK_S)
+            if os.path.lexists(self._socket_path):
+                continue
+            try:
+                await self._listen(bind_unix(self._socket_path))
+            except (Conflict, OSError) as error:
+                log.error("%s is gone and cannot be bound again: %s", self._socket_path, error)
+            else:
+                log.warning("%s was removed; it is bound again", self._socket_path)
 
     async def __aexit__(
         self,
@@ -302,71 +252,6 @@ def problem_response(error: ApplianceError) -> web.Response:
     if error.http_status == PayloadTooLarge.http_status:
         response.force_close()
     return response
-
-
-def bind_unix(path: Path) -> socket.socket:
-    """A listening-ready unix socket at `path`, mode 0660 in a folder of mode 0750.
-
-    Raises `Conflict` when somebody answers there, or something that is no socket is in the way:
-    what we did not make we do not remove. A dead socket is replaced.
-    """
-    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    try:
-        is_socket = stat.S_ISSOCK(path.lstat().st_mode)
-    except FileNotFoundError:
-        pass
-    else:
-        if not is_socket:
-            raise Conflict(
-                f"{path} exists and is not a socket", hint="move it away, or set [daemon] socket"
-            )
-        if _answers(path):
-            raise Conflict(
-                f"another daemon answers on {path}", hint="appliance status shows it; stop it first"
-            )
-        path.unlink()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    umask = os.umask(0o117)
-    try:
-        listener.bind(str(path))
-    except OSError as error:
-        listener.close()
-        # The error of a path too long (107 bytes on Linux) has no number and so no `strerror`.
-        raise Conflict(
-            f"cannot bind {path}: {error.strerror or error}",
-            hint="set [daemon] socket to a shorter path"
-            if error.errno is None
-            else "set [daemon] socket",
-        ) from error
-    finally:
-        os.umask(umask)
-    listener.setblocking(False)
-    return listener
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except OSError as error:
-            return error.errno not in (errno.ECONNREFUSED, errno.ENOENT)
-        return True
-
-
-def _bind_tcp(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise Conflict(
-            f"cannot listen on {host}:{port}: {error.strerror}", hint="choose another [daemon] http"
-        ) from error
-    listener.setblocking(False)
-    return listener
 
 
 def _as_handler(endpoint: Endpoint) -> Any:

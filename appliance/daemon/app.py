@@ -199,7 +199,7 @@ async def run_daemon(
         configuration.on_change(apply)
         background = await rooms.enter_async_context(asyncio.TaskGroup())
         resumed = await turns.recover()
-        await rooms.enter_async_context(
+        server = await rooms.enter_async_context(
             Server(
                 native.endpoints(),
                 socket_path=paths.socket,
@@ -217,6 +217,7 @@ async def run_daemon(
 
         chores = [
             background.create_task(configuration.watch(), name="config watch"),
+            background.create_task(server.stay_reachable(), name="socket"),
             background.create_task(_tell_inventory(prober, scheduler, configuration), name="gpu"),
             background.create_task(systemd.feed_watchdog(is_alive), name="watchdog"),
         ]

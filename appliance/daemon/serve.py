@@ -21,6 +21,8 @@ from appliance.log import set_up_logging
 
 log = logging.getLogger(__name__)
 
+OPEN_FILES = 65_536
+
 
 def serve(paths: Paths) -> None:
     """Run the daemon in the foreground until SIGTERM or SIGINT; a second one shortens the drain.
@@ -32,8 +34,16 @@ def serve(paths: Paths) -> None:
     paths = paths.with_config(config.daemon)
     set_up_logging(config.daemon.log_level)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold prompts and keys
+    _allow_many_files()
     os.umask(0o077)
     uvloop.run(_serve(paths, config), loop_factory=guarded_loop)
+
+
+def _allow_many_files() -> None:
+    """As many open files as the kernel grants without asking: every follower of a turn is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 async def _serve(paths: Paths, config: Config) -> None:

@@ -73,6 +73,7 @@ class Database:
         self._lock_file: int | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reserve = Reserve(folder)
+        self._identity: tuple[int, int] | None = None
         self._is_closed = True
 
     async def __aenter__(self) -> Self:
@@ -85,6 +86,7 @@ class Database:
             self._reader.shutdown()
             os.close(self._lock_file)
             raise
+        self._identity = _identity(self.path)
         self._reserve.refill()
         self._is_closed = False
         self._writer = threading.Thread(
@@ -186,11 +188,19 @@ class Database:
                 if not _is_full(error) or not self._reserve.spend():
                     raise
                 self._transact(connection, batch)
+        except StoreError as error:
+            for job in batch:
+                job.error = error
         except sqlite3.Error as error:
             for job in batch:
                 job.error = job.error or to_store_error(error, self.path)
 
     def _transact(self, connection: sqlite3.Connection, batch: list[_Job]) -> None:
+        if _identity(self.path) != self._identity:
+            raise StoreError(
+                f"{self.path} was removed or replaced while the daemon runs; nothing is written",
+                hint="stop the daemon; put the file back, or restore a backup; start it again",
+            )
         level = "FULL" if any(job.durable for job in batch) else "NORMAL"
         try:
             connection.execute(f"PRAGMA synchronous={level}")
@@ -238,6 +248,7 @@ def to_store_error(error: Exception, path: Path) -> StoreError:
         "SQLITE_READONLY": "the state folder is read-only: mend its permissions",
         "SQLITE_CANTOPEN": "the state folder cannot be written: mend its permissions",
         "SQLITE_IOERR": "the disk reports errors: look at the kernel's log",
+        "SQLITE_BUSY": "another program holds its lock: end it; reading needs none",
         "SQLITE_NOTADB": "the file is damaged: put it aside and restore a backup",
         "SQLITE_CORRUPT": "the file is damaged: put it aside and restore a backup",
     }
@@ -245,6 +256,15 @@ def to_store_error(error: Exception, path: Path) -> StoreError:
     found = StoreError(f"{path}: {error}", hint=hint, details={"sqlite": name})
     found.retryable = not name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT"))
     return found
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode: SQLite goes on writing into a file that has lost its name."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _is_full(error: sqlite3.Error) -> bool:

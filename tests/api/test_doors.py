@@ -12,8 +12,11 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 
+from appliance.api.listen import GuardedServer, bind_unix
 from appliance.api.peer import Role, role_of
+from appliance.api.server import problem_response
 from appliance.config.machine import AccessConfig
 from tests.daemons import SCRIPTED_CONFIG, Daemon, cli, running, write_home
 
@@ -26,7 +29,7 @@ def open_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-async def raw(daemon: Daemon, data: bytes, wait_s: float = 8.0) -> bytes:
+async def raw(daemon: Daemon, data: bytes, wait_s: float = 60.0) -> bytes:
     """Send bytes as they are; what comes back until the server closes."""
     reader, writer = await asyncio.open_unix_connection(str(daemon.socket))
     writer.write(data)
@@ -88,6 +91,50 @@ async def test_a_half_sent_header_is_cut_off_and_others_are_served_meanwhile(
         assert await half == b""
 
 
+async def test_a_socket_that_somebody_removed_is_bound_again(tmp_path: Path) -> None:
+    async with running(write_home(tmp_path, [{"reply": "ok"}])) as daemon:
+        daemon.socket.unlink()
+        async with asyncio.timeout(60):
+            while not daemon.socket.exists():
+                await asyncio.sleep(0.05)
+        code, out, err = await cli(daemon.home, "ask", "assistant", "hello")
+        assert (code, out.strip()) == (0, "ok"), err
+        assert "bound again" in daemon.log
+    assert not daemon.socket.exists()
+
+
+async def test_a_connection_too_many_is_told_so_and_a_place_freed_is_a_place(
+    tmp_path: Path,
+) -> None:
+    async def hello(request: web.BaseRequest) -> web.Response:
+        return web.Response(text="hello")
+
+    path = tmp_path / "s"
+    runner = web.ServerRunner(
+        GuardedServer(hello, refuse=problem_response, connections_max=2)
+    )  # fmt: skip
+    await runner.setup()
+    await web.SockSite(runner, bind_unix(path)).start()
+    try:
+        held = [await asyncio.open_unix_connection(str(path)) for _ in range(2)]
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        refused = await reader.read()
+        writer.close()
+        assert refused.startswith(b"HTTP/1.1 429 ") and b"Retry-After: 1\r\n" in refused
+        assert json.loads(refused.partition(b"\r\n\r\n")[2])["code"] == "overloaded"
+        held[0][1].close()
+        async with asyncio.timeout(30):
+            answer = b""
+            while b"hello" not in answer:
+                reader, writer = await asyncio.open_unix_connection(str(path))
+                writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                answer = await reader.read()
+                writer.close()
+        held[1][1].close()
+    finally:
+        await runner.cleanup()
+
+
 async def test_the_tcp_side_wants_a_token_a_known_host_and_no_foreign_origin(
     tmp_path: Path,
 ) -> None:
@@ -100,7 +147,7 @@ async def test_the_tcp_side_wants_a_token_a_known_host_and_no_foreign_origin(
         assert token_file.stat().st_mode & 0o777 == 0o600
         bearer = {"Authorization": f"Bearer {token_file.read_text().strip()}"}
         url = f"http://127.0.0.1:{port}/api/status"
-        async with aiohttp.ClientSession() as web:
+        async with aiohttp.ClientSession() as browser:
             for headers, status in [
                 (bearer, 200),
                 ({}, 401),
@@ -112,9 +159,9 @@ async def test_the_tcp_side_wants_a_token_a_known_host_and_no_foreign_origin(
                 ({**bearer, "Origin": f"http://127.0.0.1:{port}"}, 200),
                 ({**bearer, "Sec-Fetch-Site": "cross-site"}, 421),
             ]:
-                async with web.get(url, headers=headers) as response:
+                async with browser.get(url, headers=headers) as response:
                     assert response.status == status, (headers, await response.text())
-            async with web.get(f"http://127.0.0.1:{port}/healthz") as response:
+            async with browser.get(f"http://127.0.0.1:{port}/healthz") as response:
                 assert response.status == 200
 
 

@@ -54,6 +54,21 @@ def write_until_killed(folder: Path, appends: int) -> set[int]:
         return acknowledged | {int(line) for line in writer.stdout if line.endswith("\n")}
 
 
+async def test_a_file_that_was_taken_away_gets_nothing_more_and_is_used_again_once_back(
+    tmp_path: Path,
+) -> None:
+    async with Database(tmp_path) as database:
+        journal = Journal(database, VirtualClock())
+        await journal.append(Draft("s", "k", {"text": "kept"}))
+        aside = tmp_path / "aside"
+        database.path.rename(aside)
+        with pytest.raises(StoreError, match="removed or replaced"):
+            await journal.append(Draft("s", "k", {"text": "lost"}))
+        aside.rename(database.path)
+        (event,) = await journal.append(Draft("s", "k", {"text": "kept, too"}))
+        assert event.seq == 2
+
+
 async def kill_rounds(folder: Path, rounds: int) -> None:
     chance = random.Random(7)
     for _ in range(rounds):
