@@ -11,6 +11,10 @@ What goes first, and why in this order:
    the tool again, and the full output is kept as a file.
 3. Whole steps of the current turn (calls together with their results), oldest first.
 
+Each of the three goes in strides of a third of the window, counted from the oldest: the cut then
+stays where it is while the conversation grows by a stride, and the engine's prefix cache with it.
+A cut that moved with every turn would have the whole window read anew each time.
+
 The system prompt and the current question are never touched. When they alone do not fit, that is
 `PromptTooLong`, never a silent cut. Whatever was left out is announced in the prompt itself, and
 the journal keeps all of it.
@@ -41,8 +45,11 @@ IMAGE_TOKENS = 1500
 RESULT_KEEP_CHARS = 1200
 """A shortened tool result keeps this much: about a screen of head and tail."""
 
+STRIDES = 3
+"""A stride is the budget's third: what is cut at least, and how long the cut stays."""
+
 MAX_ROUNDS = 12
-"""Each round removes at least an eighth of what is removable: 12 rounds leave the minimum."""
+"""Estimates are off by about a third, so a few rounds do; past these, only the least is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +88,24 @@ def fit(
     before = yield whole
     if before <= budget_tokens:
         return Fitted(whole, before, before)
-    shrinker = _Shrinker(tuple(system), tuple(earlier), tuple(current))
-    counted = before
+    history = _History(tuple(system), tuple(earlier), tuple(current))
+    stride = max(budget_tokens // STRIDES, 1)
+    counted, excess = before, 0
     for _ in range(MAX_ROUNDS):
-        if not shrinker.can_shrink:
+        excess += _excess(counted, budget_tokens, estimate_tokens(whole))
+        shorter = history.without(excess, stride)
+        messages = shorter.messages()
+        counted = yield messages
+        if counted <= budget_tokens:
+            return Fitted(messages, counted, before, shorter.dropped, shorter.shortened)
+        if shorter.is_minimal:
             break
-        shrinker = shrinker.without(_excess(counted, budget_tokens, shrinker))
-        messages = shrinker.messages()
+    else:
+        shorter = history.minimal()
+        messages = shorter.messages()
         counted = yield messages
         if counted <= budget_tokens:
-            return Fitted(messages, counted, before, shrinker.dropped, shrinker.shortened)
-    if shrinker.can_shrink:
-        shrinker = shrinker.minimal()
-        messages = shrinker.messages()
-        counted = yield messages
-        if counted <= budget_tokens:
-            return Fitted(messages, counted, before, shrinker.dropped, shrinker.shortened)
+            return Fitted(messages, counted, before, shorter.dropped, shorter.shortened)
     raise PromptTooLong(
         f"prompt is too long: {counted} tokens > {budget_tokens} maximum",
         hint="shorten the message, or use a model with a larger context_window",
@@ -104,16 +113,14 @@ def fit(
     )
 
 
-def _excess(counted: int, budget: int, shrinker: _Shrinker) -> int:
-    """Estimated tokens to remove: the real excess on the estimate's scale, an eighth to spare."""
-    estimate = estimate_tokens(shrinker.messages())
-    excess = (counted - budget) * estimate / max(counted, 1)
-    return max(int(excess * 1.125), estimate // 8, 1)
+def _excess(counted: int, budget: int, estimate: int) -> int:
+    """Tokens still to be removed, on the estimate's scale."""
+    return max(int((counted - budget) * estimate / max(counted, 1)), 1)
 
 
 @dataclass(frozen=True, slots=True)
-class _Shrinker:
-    """A history in droppable units, and how far it has been shrunk."""
+class _History:
+    """A history in droppable units, and how far it has been cut."""
 
     system: tuple[Message, ...]
     earlier: tuple[Message, ...]
@@ -127,37 +134,37 @@ class _Shrinker:
         return self.dropped_earlier + self.dropped_current
 
     @property
-    def can_shrink(self) -> bool:
+    def is_minimal(self) -> bool:
         return (
-            self.dropped_earlier < len(self.earlier)
-            or 1 + self.dropped_current < len(self.current)
+            self.dropped_earlier == len(self.earlier)
+            and 1 + self.dropped_current >= len(self.current)
         )  # fmt: skip
 
-    def minimal(self) -> _Shrinker:
+    def minimal(self) -> _History:
         return replace(
             self,
             dropped_earlier=len(self.earlier),
             dropped_current=max(len(self.current) - 1, 0),
-            shortened=0,
         )
 
-    def without(self, excess_tokens: int) -> _Shrinker:
-        """At least `excess_tokens` (estimated) less, or as little as can be."""
-        smaller, left = self, excess_tokens
-        while left > 0 and smaller.dropped_earlier < len(self.earlier):
-            end = _exchange_end(self.earlier, smaller.dropped_earlier)
-            left -= estimate_tokens(self.earlier[smaller.dropped_earlier : end])
-            smaller = replace(smaller, dropped_earlier=end)
-        if left > 0 and smaller.shortened == 0:
-            current, saved, shortened = _shorten_results(self.current, left)
-            left -= saved
+    def without(self, excess: int, stride: int) -> _History:
+        """At least `excess` (estimated tokens) less, or as little as can be; in whole strides."""
+        end, goal = 0, _whole(excess, stride)
+        while goal > 0 and end < len(self.earlier):
+            start, end = end, _exchange_end(self.earlier, end)
+            saved = estimate_tokens(self.earlier[start:end])
+            goal, excess = goal - saved, excess - saved
+        smaller = replace(self, dropped_earlier=end)
+        if excess > 0:
+            current, saved, shortened = _shorten_results(self.current, _whole(excess, stride))
+            excess -= saved
             smaller = replace(smaller, current=current, shortened=shortened)
-        while left > 0 and 1 + smaller.dropped_current < len(self.current):
-            start = 1 + smaller.dropped_current
+        start, goal = 1, _whole(excess, stride)
+        while goal > 0 and start < len(smaller.current):
             end = _step_end(smaller.current, start)
-            left -= estimate_tokens(smaller.current[start:end])
-            smaller = replace(smaller, dropped_current=end - 1)
-        return smaller
+            goal -= estimate_tokens(smaller.current[start:end])
+            start = end
+        return replace(smaller, dropped_current=start - 1)
 
     def messages(self) -> tuple[Message, ...]:
         earlier = self.earlier[self.dropped_earlier :]
@@ -177,6 +184,11 @@ class _Shrinker:
         if self.shortened:
             left_out.append(f"the middle of {self.shortened} long tool results")
         return f"[Left out to fit this model's window: {' and '.join(left_out)}.]\n\n"
+
+
+def _whole(tokens: int, stride: int) -> int:
+    """The next whole number of strides; none for nothing."""
+    return -(-tokens // stride) * stride if tokens > 0 else 0
 
 
 def _announced(messages: tuple[Message, ...], notice: str) -> tuple[Message, ...]:

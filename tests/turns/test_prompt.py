@@ -114,6 +114,40 @@ def test_a_question_that_alone_is_too_long_names_both_numbers() -> None:
         run_fit((), (text_message(Role.USER, "x" * 4000),), 100, 4.0)
 
 
+@pytest.mark.parametrize("growth", [80, 200])
+def test_the_cut_stays_while_the_conversation_grows_by_a_stride(growth: int) -> None:
+    """What is sent begins with what was sent the turn before, but when the cut moves."""
+    budget, pace = 2000, 4.0
+    earlier: tuple[Message, ...] = ()
+    sent: tuple[Message, ...] = ()
+    kept = 0
+    turns = 60
+    for number in range(turns):
+        question = text_message(Role.USER, f"{number}" + "q" * growth)
+        fitted = run_fit(earlier, (question,), budget, pace)
+        kept += fitted.messages[: len(sent)] == sent
+        sent = fitted.messages
+        earlier += (question, text_message(Role.ASSISTANT, "a" * 4 * growth))
+    tokens_a_turn = 5 * growth / pace
+    cuts = turns * tokens_a_turn / (budget / 3)
+    assert turns - kept <= 1.3 * cuts, "a stride is counted on the estimate's scale"
+
+
+def test_the_cut_stays_while_one_turn_works_on_through_its_window() -> None:
+    budget, pace, steps = 3000, 4.0, 40
+    current: tuple[Message, ...] = (text_message(Role.USER, "work"),)
+    sent: tuple[Message, ...] = ()
+    kept = 0
+    for number in range(steps):
+        fitted = run_fit((), current, budget, pace)
+        kept += fitted.messages[: len(sent)] == sent
+        sent = fitted.messages
+        call = ToolCallBlock(f"c{number}", "tool", {"a": number})
+        result = ToolResultBlock(f"c{number}", (TextBlock("r" * 600),))
+        current += (Message(Role.ASSISTANT, (call,)), Message(Role.USER, (result,)))
+    assert kept >= 0.75 * steps
+
+
 @pytest.mark.slow
 @settings(max_examples=10_000, deadline=None)
 @given(histories(), st.integers(60, 6000), st.floats(1.5, 6.0))
