@@ -66,6 +66,9 @@ class Instance:
     leases: dict[str, Held] = field(default_factory=dict)
     doomed: str = ""
     """Why it goes as soon as it is idle; empty while it may stay."""
+    has_died: bool = False
+    is_guess: bool = False
+    """Loaded without being asked for, into bytes that were free (`refill`)."""
 
     @property
     def model(self) -> str:
@@ -109,6 +112,8 @@ class ModelState:
     claim: Claim | None = None
     wanted: bool = False
     """To be loaded without being asked for: pinned, preloaded, or an agent was bound to it."""
+    in_use: bool = False
+    """Asked for since it last left for lack of use: worth having back when memory is free."""
 
     def measured_load(self, seconds: float) -> None:
         first = self.loads == 0

@@ -129,6 +129,7 @@ class Core:
             return
         model = min(known, key=lambda m: (self._cannot(m, now_s) is not None, self._wait(m, now_s)))
         obstacle = self._cannot(model, now_s)
+        book.models[model].in_use = True
         self._observe(step.agent, book.models[model], now_s)
         if obstacle is not None:
             self._refuse(step.request_id, *obstacle, now_s, self._retry_s(model, now_s))
@@ -208,6 +209,7 @@ class Core:
         instance.leases.clear()
         was_loading = instance.state is ResidentState.STARTING
         instance.state, instance.doomed = ResidentState.STOPPING, event.reason
+        instance.has_died = True
         book.record(
             now_s,
             "load_failed" if was_loading else "crash",
@@ -219,6 +221,7 @@ class Core:
         if state is None or state.current is not instance:
             return
         state.current = None
+        state.in_use &= not (was_loading and instance.is_guess)
         if event.broken:
             state.breaker.broke(event.reason)
         elif event.crashed:
@@ -234,6 +237,9 @@ class Core:
         if instance is None:
             return
         assert not instance.leases, "a process that is gone serves nobody"
+        if instance.has_died:
+            for device, held in self._book.ledger.held_by(event.instance_id).items():
+                self._book.foreign.returned(device, held, now_s)
         self._book.ledger.release(event.instance_id)
         self._book.record(now_s, "gone", instance.model, instance=instance.instance_id)
 
@@ -256,6 +262,7 @@ class Core:
             unbound = name in was_bound and name not in usable and not state.wanted
             instance = state.current
             if unbound and instance is not None and instance.state is ResidentState.READY:
+                state.in_use = False
                 book.leave(instance, "no agent is bound to it any more", now_s)
         book.agents = {agent.name: agent for agent in event.agents}
         for waiting in [w for w in book.queue if w.model not in wanted]:
@@ -346,6 +353,7 @@ class Core:
             if limit_s is None or instance.leases or instance.spec.pinned:
                 continue
             if now_s - instance.idle_since_s >= limit_s:
+                self._book.models[instance.model].in_use = False
                 self._book.leave(instance, f"idle for {limit_s:g} s", now_s)
 
     def _wake(self, now_s: float) -> None:

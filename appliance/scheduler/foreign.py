@@ -3,6 +3,9 @@ back counts only after it stayed free for a while.
 
 A program that allocates in waves would otherwise make us unload and load with each wave. The held
 value is the maximum over the last `calm_s` seconds, kept as a falling staircase.
+
+A dead process of ours can look like such a wave: the driver drops it from its list before its
+memory is free. What came back of ours in the same seconds is therefore taken off the staircase.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ class ForeignHold:
         self._calm_s = calm_s
         self._steps: dict[str, deque[tuple[float, int]]] = {}
         self._now: dict[str, int] = {}
+        self._ours: dict[str, deque[tuple[float, int]]] = {}
 
     def observe(self, device: str, foreign_bytes: int, now_s: float) -> None:
         """What the device shows now."""
@@ -28,12 +32,19 @@ class ForeignHold:
             steps.append((now_s + self._calm_s, before))
         self._now[device] = foreign_bytes
 
+    def returned(self, device: str, bytes_: int, now_s: float) -> None:
+        """So many bytes of a process of ours that died by itself are free again."""
+        forgotten_s = now_s + 2 * self._calm_s  # after the last step that could have been these
+        self._ours.setdefault(device, deque()).append((forgotten_s, bytes_))
+
     def held(self, device: str, now_s: float) -> int:
         """Bytes to leave alone at `now_s`."""
-        steps = self._steps.get(device, deque())
-        while steps and steps[0][0] <= now_s:
-            steps.popleft()
-        return max([self._now.get(device, 0), *(bytes_ for _, bytes_ in steps)])
+        steps, ours = self._steps.get(device, deque()), self._ours.get(device, deque())
+        for queue in (steps, ours):
+            while queue and queue[0][0] <= now_s:
+                queue.popleft()
+        wave = max((bytes_ for _, bytes_ in steps), default=0) - sum(bytes_ for _, bytes_ in ours)
+        return max(self._now.get(device, 0), wave)
 
     def next_fall_s(self) -> float | None:
         """When some held value may fall next."""

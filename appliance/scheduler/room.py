@@ -17,9 +17,10 @@ the swap costs, times a factor, then pay.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from heapq import nsmallest
 
+from appliance.scheduler import refill
 from appliance.scheduler.book import Book, Claim, Instance, ModelState
 from appliance.scheduler.eviction import Candidate, choose_victims
 from appliance.scheduler.grants import is_preemptible, preempt
@@ -44,7 +45,7 @@ def make_room(book: Book, now_s: float) -> bool:
     for state in book.models.values():
         if state.wanted and book.may_load(state.spec.name, now_s):
             changed |= _load_wanted(book, state, now_s)
-    return changed
+    return changed or _refill(book, now_s)
 
 
 def density(book: Book, instance: Instance, now_s: float) -> float:
@@ -67,12 +68,14 @@ def can_ever_fit(book: Book, state: ModelState) -> Fit | Misfit:
     return book.placer.place(state.spec, {d: max(amount, 0) for d, amount in free.items()})
 
 
-def start(book: Book, state: ModelState, fit: Fit, now_s: float) -> None:
+def start(book: Book, state: ModelState, fit: Fit, now_s: float, *, is_guess: bool = False) -> None:
     """Reserves the bytes and starts an instance: the only way into the ledger."""
     instance_id = book.fresh(state.spec.name)
     reserved = book.ledger.reserve(instance_id, fit.bytes_by_device)
     assert reserved, "a placement fits the free bytes it was given"
-    instance = Instance(instance_id, state.spec, fit, ResidentState.STARTING, now_s)
+    instance = Instance(
+        instance_id, state.spec, fit, ResidentState.STARTING, now_s, is_guess=is_guess
+    )
     state.current, state.claim = instance, None
     book.instances[instance_id] = instance
     if fit.bytes_by_device:
@@ -87,6 +90,7 @@ def start(book: Book, state: ModelState, fit: Fit, now_s: float) -> None:
         bytes=dict(fit.bytes_by_device),
         slots=fit.slots,
         waiting=book.queue.count(state.spec.name),
+        guess=is_guess,
         expected_load_s=round(state.load_s, 3),
     )
 
@@ -139,10 +143,28 @@ def _start_if_it_fits(book: Book, state: ModelState, free: Mapping[str, int], no
     if isinstance(fit, Misfit):
         return False
     if _is_loading_on(book, fit.bytes_by_device):
-        state.claim = Claim(fit, set(), now_s)
+        guesses = [i for i in refill.cuttable(book) if _share_a_device(i.fit, fit)]
+        state.claim = Claim(fit, {guess.instance_id for guess in guesses}, now_s)
+        for guess in guesses:
+            book.leave(guess, f"{state.spec.name} is asked for", now_s)
     else:
         start(book, state, fit, now_s)
     return True
+
+
+def _refill(book: Book, now_s: float) -> bool:
+    """Loads the first model into free bytes that `refill` finds worth it."""
+    missed = refill.candidates(book, now_s)
+    free = _open_free(book) if missed else {}
+    for state in missed:
+        fit = book.placer.place(state.spec, free)
+        if isinstance(fit, Misfit) or not fit.total_bytes:
+            continue
+        awaited = any(_share_a_device(fit, claim.fit) for claim in _claims(book))
+        if not (awaited or _is_loading_on(book, fit.bytes_by_device)):
+            start(book, state, fit, now_s, is_guess=True)
+            return True
+    return False
 
 
 def _load_for_waiters(book: Book, state: ModelState, now_s: float) -> bool:
@@ -170,6 +192,7 @@ def _claim(
     if idle and _is_held(book, oldest):
         idle = []
     idle = [i for i in idle if not _is_between_steps(book, state, i, oldest, now_s)]
+    leaving += refill.cuttable(book)
     found = _choose(book, state, free, leaving + idle, now_s) if leaving or idle else None
     if found is None and _turn_may_have_come(book, state, oldest, now_s):
         found = _choose(book, state, free, leaving + ready, now_s)
@@ -337,14 +360,13 @@ def _open_free(book: Book) -> dict[str, int]:
     return free
 
 
+def _claims(book: Book) -> Iterator[Claim]:
+    return (state.claim for state in book.models.values() if state.claim is not None)
+
+
 def _claimed(book: Book) -> set[str]:
     """Instances whose bytes somebody counts on."""
-    return {
-        victim
-        for state in book.models.values()
-        if state.claim is not None
-        for victim in state.claim.victims
-    }
+    return {victim for claim in _claims(book) for victim in claim.victims}
 
 
 def _is_loading_on(book: Book, devices: Mapping[str, int]) -> bool:
@@ -353,3 +375,7 @@ def _is_loading_on(book: Book, devices: Mapping[str, int]) -> bool:
         i.state is ResidentState.STARTING and not devices.keys().isdisjoint(i.fit.bytes_by_device)
         for i in book.instances.values()
     )
+
+
+def _share_a_device(one: Fit, other: Fit) -> bool:
+    return not one.bytes_by_device.keys().isdisjoint(other.bytes_by_device)

@@ -4,7 +4,7 @@
 
 Requests, cancellations, models removed and resized, a program that takes up to 60 % of a card at
 any moment, deaths of workers, readings up to 2 s old, estimates off by up to 3 %: see
-`appliance/scheduler/ordeal.py`, which also says what an out-of-memory is and what the optimum.
+`tests/scheduler/ordeal.py`, which also says what an out-of-memory is and what the optimum.
 `oom` is of workers that claim all their bytes at once; `oom_checked` and `oom_unchecked` (on a
 twentieth of the seeds) are of workers that allocate part by part, with and without a look before.
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from appliance.scheduler.ordeal import Loading, Survived, endure
+from tests.scheduler.ordeal import Loading, Survived, endure
 
 
 def main() -> int:

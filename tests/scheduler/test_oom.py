@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.scheduler.ordeal import CARDS, GIB, Loading, Packing, endure
 from appliance.scheduler.placing import BestFit, WithMargin
 from appliance.scheduler.values import Fit, ModelSpec
+from tests.scheduler.ordeal import CARDS, GIB, Loading, Packing, endure
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -86,6 +86,7 @@ class World:
             case StopInstance():
                 assert effect.instance_id not in self.leases.values(), "no lease is evicted"
                 self.stopping.append(effect.instance_id)
+                self.starting = [s for s in self.starting if s.instance_id != effect.instance_id]
             case Preempt():
                 assert effect.lease_id in self.leases
             case _:

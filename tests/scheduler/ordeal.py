@@ -41,6 +41,7 @@ from appliance.scheduler.core import Core
 from appliance.scheduler.placing import BestFit, WithMargin
 from appliance.scheduler.policy import Policy
 from appliance.scheduler.values import (
+    AgentSpec,
     ConfigChanged,
     DeviceView,
     Effect,
@@ -268,7 +269,8 @@ class _Ordeal:
             self._true_bytes[name] = int(spec.demand * (1 + error))
         self._count_time()
         self._packing = Packing({name: self._true_bytes[name] for name in self._specs})
-        self._tell(ConfigChanged(tuple(self._specs.values())))
+        agents = tuple(AgentSpec(f"of {name}", (name,)) for name in self._specs)
+        self._tell(ConfigChanged(tuple(self._specs.values()), agents))
 
     # ── what the core wants done ────────────────────────────────────────────────────────────────
 

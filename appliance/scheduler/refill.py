@@ -1,0 +1,54 @@
+"""Idle memory is put to use: what is expected soonest comes back, into free bytes alone.
+
+Models leave against their will all the time: another program needed the card for a minute, the
+worker died, the configuration changed, somebody's request took the place and is done by now. The
+next request would wait for a load although the bytes have long been free. So where nobody waits for
+a load, the model that the forecast expects first is loaded into what is free: a *guess*.
+
+A guess costs nobody anything. Nothing is evicted for it; it is cut short as soon as a request needs
+its bytes or its device's one load at a time; and idle as it then is, it is among the first to go.
+One at a time, so that a machine that just came free is not busy with guesses alone. What left for
+lack of use (`ModelState.in_use`) stays away until somebody asks for it, and so does what failed
+when it was guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import nsmallest
+
+from appliance.scheduler.book import Book, Instance, ModelState
+from appliance.scheduler.values import ResidentState
+
+_TRIED = 8
+"""Models for which room is sought at one event: bounds the cost of a decision."""
+
+
+def candidates(book: Book, now_s: float) -> list[ModelState]:
+    """Models worth having back, soonest next use first; none while somebody's load runs or is due
+    (room for it may be in the making: its bytes are not free, and the disk is)."""
+    if any(i.state is ResidentState.STARTING and not i.is_guess for i in book.instances.values()):
+        return []
+    if any(book.may_load(model, now_s) for model in book.queue.models()):
+        return []
+    free_bytes = sum(book.ledger.all_free().values())
+    missed = [
+        state
+        for name, state in book.models.items()
+        if state.in_use
+        and state.spec.needs_memory
+        and 0 < state.size_bytes <= free_bytes
+        and book.may_load(name, now_s)
+        and not state.breaker.broken
+    ]
+    return nsmallest(
+        _TRIED, missed, key=lambda s: (book.forecast.next_use_s(s.spec.name, now_s), s.spec.name)
+    )
+
+
+def cuttable(book: Book) -> Iterator[Instance]:
+    """Guesses that still load and that nobody has come to wait for."""
+    for instance in book.instances.values():
+        is_guessed = instance.is_guess and instance.state is ResidentState.STARTING
+        if is_guessed and not book.queue.count(instance.model):
+            yield instance

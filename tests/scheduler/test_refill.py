@@ -1,0 +1,155 @@
+"""Idle memory is put to use, and never at anybody's cost."""
+
+from __future__ import annotations
+
+from appliance.scheduler.core import Core
+from appliance.scheduler.foreign import ForeignHold
+from appliance.scheduler.placing import BestFit
+from appliance.scheduler.policy import Policy
+from appliance.scheduler.values import (
+    ConfigChanged,
+    DeviceView,
+    Effect,
+    Event,
+    Grant,
+    InstanceFailed,
+    InstanceGone,
+    InstanceReady,
+    InventoryChanged,
+    LeaseReleased,
+    ModelSpec,
+    StartInstance,
+    StepRequested,
+    StopInstance,
+    Tick,
+)
+
+
+class Machine:
+    """One card of 100 bytes; stops are done at once unless `slow_stops`."""
+
+    def __init__(self, *models: ModelSpec) -> None:
+        self.core = Core(BestFit(), Policy(foreign_calm_s=10.0))
+        self.now_s = 0.0
+        self.loads: list[str] = []
+        self.loading: dict[str, StartInstance] = {}
+        self.granted: list[str] = []
+        self.send(InventoryChanged((DeviceView("gpu0", 100),)))
+        self.send(ConfigChanged(models))
+
+    def send(self, event: Event, after_s: float = 0.0) -> list[Effect]:
+        self.now_s += after_s
+        effects = self.core.handle(event, self.now_s)
+        for effect in effects:
+            match effect:
+                case StartInstance():
+                    self.loads.append(effect.spec.name)
+                    self.loading[effect.instance_id] = effect
+                case StopInstance():
+                    self.loading.pop(effect.instance_id, None)
+                    self.send(InstanceGone(effect.instance_id))
+                case Grant():
+                    self.granted.append(effect.model)
+        return effects
+
+    def serve(self, model: str) -> None:
+        """A request for a model from its arrival to its end, its load included."""
+        self.send(StepRequested(f"r{self.now_s}", "a", (model,)), 1.0)
+        self.finish_loads()
+        lease_ids = list(self.core._book.leases)
+        for lease_id in lease_ids:
+            self.send(LeaseReleased(lease_id, 1, 1.0), 1.0)
+
+    def finish_loads(self) -> None:
+        for instance_id, start in list(self.loading.items()):
+            del self.loading[instance_id]
+            self.send(InstanceReady(instance_id, 5.0, start.fit.slots), 5.0)
+
+    def foreign(self, used: int, after_s: float = 1.0) -> None:
+        self.send(InventoryChanged((DeviceView("gpu0", 100, used),)), after_s)
+
+
+def test_what_made_way_for_another_program_comes_back_once_it_stays_away() -> None:
+    machine = Machine(ModelSpec("m", demand=60))
+    machine.serve("m")
+    machine.foreign(70)
+    assert machine.core.capacity(machine.now_s).models["m"].vram_bytes == 0, "it made way"
+    machine.foreign(0)
+    assert machine.loads == ["m"], "not into a wave that may come again"
+    machine.send(Tick(), 10.0)
+    assert machine.loads == ["m", "m"]
+
+
+def test_a_killed_model_comes_back_without_being_asked_for() -> None:
+    machine = Machine(ModelSpec("m", demand=60))
+    machine.serve("m")
+    instance = machine.core.capacity(machine.now_s).models["m"].instance_id
+    assert instance is not None
+    machine.send(InstanceFailed(instance, "killed"))
+    machine.send(InstanceGone(instance), 1.0)
+    assert machine.loads == ["m", "m"]
+
+
+def test_what_was_unloaded_for_lack_of_use_stays_away() -> None:
+    machine = Machine(ModelSpec("m", demand=60, idle_unload_s=30.0))
+    machine.serve("m")
+    machine.send(Tick(), 31.0)
+    machine.send(Tick(), 100.0)
+    assert machine.loads == ["m"]
+
+
+def test_a_model_that_nobody_asked_for_is_not_loaded() -> None:
+    machine = Machine(ModelSpec("m", demand=60), ModelSpec("n", demand=30))
+    machine.serve("m")
+    machine.send(Tick(), 10.0)
+    assert machine.loads == ["m"]
+
+
+def test_a_guess_is_cut_short_when_a_request_needs_its_place() -> None:
+    machine = Machine(ModelSpec("m", demand=60), ModelSpec("n", demand=70))
+    machine.serve("m")
+    instance = machine.core.capacity(machine.now_s).models["m"].instance_id
+    assert instance is not None
+    machine.send(InstanceFailed(instance, "killed"))
+    machine.send(InstanceGone(instance), 1.0)
+    assert machine.loads == ["m", "m"], "a guess is under way"
+    machine.send(StepRequested("r", "b", ("n",)), 0.5)
+    assert machine.loads == ["m", "m", "n"], "at once, not after the guess"
+
+
+def test_a_guess_that_its_own_request_catches_up_with_serves_it() -> None:
+    machine = Machine(ModelSpec("m", demand=60))
+    machine.serve("m")
+    instance = machine.core.capacity(machine.now_s).models["m"].instance_id
+    assert instance is not None
+    machine.send(InstanceFailed(instance, "killed"))
+    machine.send(InstanceGone(instance), 1.0)
+    machine.send(StepRequested("r", "a", ("m",)), 1.0)
+    machine.finish_loads()
+    assert machine.granted == ["m", "m"]
+    assert machine.loads == ["m", "m"]
+
+
+def test_a_guess_that_fails_is_not_tried_again_until_somebody_asks() -> None:
+    machine = Machine(ModelSpec("m", demand=60))
+    machine.serve("m")
+    for _ in range(2):
+        instance = machine.core.capacity(machine.now_s).models["m"].instance_id
+        assert instance is not None
+        machine.loading.clear()
+        machine.send(InstanceFailed(instance, "no room after all", crashed=False))
+        machine.send(InstanceGone(instance), 1.0)
+        machine.send(Tick(), 5.0)
+    assert machine.loads == ["m", "m"]
+    machine.serve("m")
+    assert machine.loads == ["m", "m", "m"]
+
+
+def test_a_dead_process_of_ours_is_not_taken_for_another_programs_wave() -> None:
+    hold = ForeignHold(calm_s=10.0)
+    hold.observe("gpu0", 5, 0.0)
+    hold.observe("gpu0", 65, 1.0)
+    hold.returned("gpu0", 60, 2.0)
+    hold.observe("gpu0", 5, 3.0)
+    assert hold.held("gpu0", 3.0) == 5
+    assert hold.held("gpu0", 14.0) == 5
