@@ -12,7 +12,7 @@ import os
 import random
 import secrets
 import signal
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from appliance.daemon.outside import DaemonSecrets, EgressFetcher, EgressHttp
 from appliance.daemon.ports import AgentNotes, Surroundings, TurnDelegate
 from appliance.daemon.reload import Configuration
 from appliance.daemon.vram import VramWatch
+from appliance.daemon.weights import Weights
 from appliance.egress.door import Egress
 from appliance.egress.guard import PROCESS_GUARD
 from appliance.gpu.inventory import Prober
@@ -44,7 +45,13 @@ from appliance.scheduler.budgets import Budgets
 from appliance.scheduler.core import Core
 from appliance.scheduler.dispatcher import Scheduler
 from appliance.scheduler.memory_placer import MemoryPlacer
-from appliance.scheduler.wanted import agent_specs, device_views, model_specs, named_pins
+from appliance.scheduler.wanted import (
+    agent_specs,
+    device_views,
+    model_files,
+    model_specs,
+    named_pins,
+)
 from appliance.store.approvals import Approvals, Grants
 from appliance.store.database import Database
 from appliance.store.index import Index
@@ -96,7 +103,16 @@ async def run_daemon(
             Scheduler(Core(placer), engines, clock, memory=VramWatch(prober))
         )
         await scheduler.inventory_changed(device_views(prober.latest, config))
-        await _reconfigure(scheduler, config, paths, manifest, prober.latest)
+        weights = Weights(lambda: model_files(configuration.current, paths.models_dir, manifest))
+
+        order = asyncio.Lock()
+
+        async def reconfigure() -> None:
+            async with order:
+                now = configuration.current
+                await _reconfigure(scheduler, now, paths, manifest, weights, prober.latest)
+
+        await reconfigure()
         health = Health(clock)
         places = Places(
             lambda: configuration.current, scheduler.snapshot, health, egress, purse, clock
@@ -194,7 +210,7 @@ async def run_daemon(
         native = NativeApi(turns, index, approvals, control)
 
         async def apply(before: Config, after: Config, changes: tuple[diffs.Change, ...]) -> None:
-            await _reconfigure(scheduler, after, paths, manifest, prober.latest)
+            await reconfigure()
 
         configuration.on_change(apply)
         background = await rooms.enter_async_context(asyncio.TaskGroup())
@@ -218,6 +234,7 @@ async def run_daemon(
         chores = [
             background.create_task(configuration.watch(), name="config watch"),
             background.create_task(server.stay_reachable(), name="socket"),
+            background.create_task(_load_anew(weights, reconfigure), name="weights"),
             background.create_task(_tell_inventory(prober, scheduler, configuration), name="gpu"),
             background.create_task(systemd.feed_watchdog(is_alive), name="watchdog"),
         ]
@@ -239,11 +256,19 @@ async def _reconfigure(
     config: Config,
     paths: Paths,
     manifest: Mapping[str, ModelFile],
+    weights: Weights,
     inventory: Inventory,
 ) -> None:
-    specs = await asyncio.to_thread(model_specs, config, paths.models_dir, manifest)
+    identities = await asyncio.to_thread(weights.adopt)
+    specs = await asyncio.to_thread(model_specs, config, paths.models_dir, manifest, identities)
     named = [named_pins(spec, inventory) for spec in specs]
     await scheduler.reconfigure(named, agent_specs(config))
+
+
+async def _load_anew(weights: Weights, reconfigure: Callable[[], Awaitable[None]]) -> None:
+    async for _ in weights.changes():
+        log.info("files of models have changed")
+        await reconfigure()
 
 
 async def _tell_inventory(

@@ -40,10 +40,37 @@ def device_views(inventory: Inventory, config: Config) -> list[DeviceView]:
 
 
 def model_specs(
-    config: Config, models_dir: Path, manifest: Mapping[str, ModelFile]
+    config: Config,
+    models_dir: Path,
+    manifest: Mapping[str, ModelFile],
+    identities: Mapping[str, str] | None = None,
 ) -> list[ModelSpec]:
-    """What the scheduler is told of each model. Reads GGUF headers: call it in a thread."""
-    return [_spec(name, model, models_dir, manifest) for name, model in config.models.items()]
+    """What the scheduler is told of each model. Reads GGUF headers: call it in a thread.
+
+    `identities`, by model, tell its files from others under the same names; see `model_files`.
+    """
+    known = identities or {}
+    return [
+        replace(spec, fingerprint=spec.fingerprint + known.get(spec.name, ""))
+        for spec in (
+            _spec(name, model, models_dir, manifest) for name, model in config.models.items()
+        )
+    ]
+
+
+def model_files(
+    config: Config, models_dir: Path, manifest: Mapping[str, ModelFile]
+) -> dict[str, tuple[Path, ...]]:
+    """The files each model is loaded from, of those that are loaded from files."""
+    found: dict[str, tuple[Path, ...]] = {}
+    for name, model in config.models.items():
+        if isinstance(model, LlamaCppModel):
+            adapters = (models_dir / file for file in model.adapters.values())
+            found[name] = (model_path(model.file, models_dir, manifest), *adapters)
+        elif isinstance(model, VllmModel):
+            folder = models_dir / model.folder
+            found[name] = (folder, *sorted(folder.glob("*.safetensors")))
+    return found
 
 
 def named_pins(spec: ModelSpec, inventory: Inventory) -> ModelSpec:
