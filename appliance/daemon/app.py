@@ -113,7 +113,7 @@ async def run_daemon(
                 await _reconfigure(scheduler, now, paths, manifest, weights, prober.latest)
 
         await reconfigure()
-        health = Health(clock)
+        health = Health(clock, lambda: configuration.current)
         places = Places(
             lambda: configuration.current, scheduler.snapshot, health, egress, purse, clock
         )

@@ -52,20 +52,27 @@ class Egress:
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
 
-    def permits(self, model: str) -> bool:
-        """Configured, not air-gapped, and a key at hand where one is named."""
+    def obstacle(self, model: str) -> str:
+        """Why this model cannot be reached, in words; empty when it can: configured, not
+        air-gapped, and a key at hand where one is named."""
         entry = self._reached(model)
         if entry is None:
-            return False
+            return "it is not configured"
         if self._config().network.air_gap and not (
             isinstance(entry, RemoteModel) and target_of(entry.base_url).is_loopback
         ):
-            return False
+            return "the machine is air-gapped"
+        if isinstance(entry, RemoteModel) and not entry.key_env:
+            return ""
         try:
             has_key = self.key_of(model) is not None
-        except ConfigError:
-            return False
-        return has_key or (isinstance(entry, RemoteModel) and not entry.key_env)
+        except ConfigError as error:
+            return error.message
+        return "" if has_key else f"no key: {entry.key_env} is not set"
+
+    def permits(self, model: str) -> bool:
+        """Whether nothing stands in the way of reaching it."""
+        return not self.obstacle(model)
 
     def key_of(self, model: str) -> str | None:
         """The model's key, read anew; None where there is none. Never store or log it."""

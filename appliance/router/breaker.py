@@ -2,9 +2,10 @@
 
 A breaker is a frozen value; each function gives the next one. It opens at 5 failures in a row, or
 when more than half of at least 5 outcomes within 60 s failed; stays open 5 s, doubling with each
-failed probe to 300 s; then lets one probe through. Only failures that say something of the
-provider count (`Failure.counts_for_breaker` in `retry`): our own bad requests do not, and being
-throttled does not. Never one switch for all: a model that fails says nothing of its siblings.
+failed probe to 300 s (`[routing.breaker]` sets these); then lets one probe through. Only failures
+that say something of the provider count (`Failure.counts_for_breaker` in `retry`): our own bad
+requests do not, and being throttled does not. Never one switch for all: a model that fails says
+nothing of its siblings.
 
 The last usable backend is never ejected: `route` may still try it while open, paced by the retry
 budget, because refusing every step cannot be better than trying one.
@@ -14,14 +15,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from appliance.config.policy import BreakerConfig
 from appliance.router.types import BreakerState
 
-FAILURES_IN_A_ROW = 5
+DEFAULT = BreakerConfig()
 MIN_OUTCOMES = 5
 FAILED_SHARE = 0.5
 WINDOW_S = 60.0
-FIRST_OPEN_S = 5.0
-MAX_OPEN_S = 300.0
 PROBE_PATIENCE_S = 120.0
 """A probe whose outcome never comes (its step was cancelled) is forgotten after this long."""
 _MAX_KEPT = 256
@@ -68,21 +68,28 @@ def succeeded(breaker: Breaker, now_s: float) -> Breaker:
     return Breaker(outcomes=() if breaker.opened_s is not None else _kept(breaker, now_s, True))
 
 
-def failed(breaker: Breaker, now_s: float, reason: str, *, is_fatal: bool = False) -> Breaker:
+def failed(
+    breaker: Breaker,
+    now_s: float,
+    reason: str,
+    *,
+    is_fatal: bool = False,
+    limits: BreakerConfig = DEFAULT,
+) -> Breaker:
     """An attempt failed in a way that counts. `is_fatal` (401, 402, 403) opens it at once."""
     outcomes = _kept(breaker, now_s, False)
     row = breaker.in_a_row + 1
     if breaker.opened_s is not None:
         if breaker.state(now_s) is BreakerState.OPEN and breaker.probe_s is None:
             return breaker  # a straggler from before it opened says nothing new
-        longer = min(breaker.open_for_s * 2, MAX_OPEN_S)
+        longer = min(breaker.open_for_s * 2, limits.open_s_max)
         return Breaker(outcomes, row, now_s, longer, None, reason)
     bad = sum(not good for _, good in outcomes)
     too_many = len(outcomes) >= MIN_OUTCOMES and bad > FAILED_SHARE * len(outcomes)
     if is_fatal:
-        return Breaker(outcomes, row, now_s, MAX_OPEN_S, None, reason)
-    if row >= FAILURES_IN_A_ROW or too_many:
-        return Breaker(outcomes, row, now_s, FIRST_OPEN_S, None, reason)
+        return Breaker(outcomes, row, now_s, limits.open_s_max, None, reason)
+    if row >= limits.failures or too_many:
+        return Breaker(outcomes, row, now_s, limits.open_s, None, reason)
     return replace(breaker, outcomes=outcomes, in_a_row=row, reason=reason)
 
 

@@ -9,7 +9,7 @@ _WHY_OUT = {
     Rejection.POLICY: "the agent's policy rules it out",
     Rejection.AIR_GAP: "the machine is air-gapped",
     Rejection.LABEL: "the prompt holds data whose label may not leave the machine",
-    Rejection.NOT_PERMITTED: "egress does not permit it (host not allowed, or no key)",
+    Rejection.NOT_PERMITTED: "it cannot be reached",
     Rejection.NO_FIT: "it does not fit into the GPUs' memory",
     Rejection.WINDOW: "the prompt does not fit its context window",
     Rejection.TOOLS: "it cannot call tools",
@@ -99,7 +99,8 @@ def _lost(each: Candidate, chosen: Candidate) -> str:
 
 def _out(each: Candidate) -> str:
     reasons = "; ".join(_WHY_OUT[reason] for reason in each.rejections)
-    return f"{each.target} ({_place(each)}) is out: {reasons}."
+    note = f" ({each.note})" if each.note else ""
+    return f"{each.target} ({_place(each)}) is out: {reasons}{note}."
 
 
 def _place(each: Candidate) -> str:

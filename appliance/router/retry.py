@@ -7,8 +7,9 @@ outage multiplies requests by what is written here and by nothing else.
 Three limits stand one behind the other:
 
 - the deadline: no attempt starts that cannot finish;
-- two retries, with full jitter over 0.25 s x 2^n up to 8 s, or `retry-after` where the server says
-  it, up to a cap (a longer wait is not a retry but a fall-back);
+- two retries (`[routing.retry]` says how many and how long), with full jitter over 0.25 s x 2^n up
+  to 8 s, or `retry-after` where the server says it, up to a cap (a longer wait is not a retry but a
+  fall-back);
 - the retry budget of the provider: a bucket of 500 tokens from which a transient retry takes 14
   and a throttled one 5. A retry that succeeds gives most of its tokens back, and any first success
   gives one. In an outage the bucket empties after 35 retries, and from then on each step makes one
@@ -26,11 +27,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-MAX_RETRIES = 2
-FIRST_DELAY_S = 0.25
-MAX_DELAY_S = 8.0
-MAX_RETRY_AFTER_S = 20.0
-"""The longest `retry-after` worth waiting for in place; beyond it another target is sooner."""
+from appliance.config.policy import RetryConfig
+
+DEFAULT = RetryConfig()
 BUDGET_TOKENS = 500
 TRANSIENT_TOKENS = 14
 THROTTLED_TOKENS = 5
@@ -172,7 +171,9 @@ class GiveUp:
     can_fall_back: bool
 
 
-def decide(attempt: Attempt, budget: RetryBudget, draw: float) -> Retry | GiveUp:
+def decide(
+    attempt: Attempt, budget: RetryBudget, draw: float, limits: RetryConfig = DEFAULT
+) -> Retry | GiveUp:
     """Whether to try the same target again. `draw` is uniform in [0, 1)."""
     if attempt.was_shown:
         return GiveUp(GiveUpReason.ALREADY_SHOWN, can_fall_back=False)
@@ -180,11 +181,11 @@ def decide(attempt: Attempt, budget: RetryBudget, draw: float) -> Retry | GiveUp
         return GiveUp(GiveUpReason.NOT_RETRYABLE, attempt.failure is not Failure.OURS)
     if attempt.should_retry is False:
         return GiveUp(GiveUpReason.SERVER_SAID_NO, can_fall_back=True)
-    if attempt.number >= MAX_RETRIES:
+    if attempt.number + 1 >= limits.attempts_max:
         return GiveUp(GiveUpReason.TOO_MANY, can_fall_back=True)
-    if attempt.retry_after_s is not None and attempt.retry_after_s > MAX_RETRY_AFTER_S:
+    if attempt.retry_after_s is not None and attempt.retry_after_s > limits.retry_after_s_max:
         return GiveUp(GiveUpReason.WAIT_TOO_LONG, can_fall_back=True)
-    wait_s = delay_s(attempt.number, attempt.retry_after_s, draw)
+    wait_s = delay_s(attempt.number, attempt.retry_after_s, draw, limits)
     if attempt.time_left_s is not None and wait_s + attempt.needs_s > attempt.time_left_s:
         return GiveUp(GiveUpReason.DEADLINE, can_fall_back=True)
     tokens = THROTTLED_TOKENS if attempt.failure is Failure.THROTTLED else TRANSIENT_TOKENS
@@ -194,8 +195,11 @@ def decide(attempt: Attempt, budget: RetryBudget, draw: float) -> Retry | GiveUp
     return Retry(wait_s, left, int(tokens * _REFUND_SHARE))
 
 
-def delay_s(number: int, retry_after_s: float | None, draw: float) -> float:
-    """Full jitter over 0.25 s x 2^number up to 8 s. What the server asked for is kept as the
-    least, with the jitter on top so that those told the same second do not come together."""
-    jitter = draw * min(FIRST_DELAY_S * 2.0**number, MAX_DELAY_S)
+def delay_s(
+    number: int, retry_after_s: float | None, draw: float, limits: RetryConfig = DEFAULT
+) -> float:
+    """Full jitter over `backoff_ms` x 2^number up to `backoff_ms_max`. What the server asked for is
+    kept as the least, with the jitter on top so that those told the same second do not come
+    together."""
+    jitter = draw * min(limits.backoff_ms * 2.0**number, limits.backoff_ms_max) / 1000
     return jitter if retry_after_s is None else retry_after_s + jitter

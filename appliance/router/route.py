@@ -81,7 +81,8 @@ def route(
 
 def _candidate(step: StepFacts, target: TargetFacts, score: Score, tuning: Tuning) -> Candidate:
     weighed = weigh(step, target, score, tuning)
-    return replace(weighed, rejections=may_it(step, target) + can_it(step, target))
+    rejections = may_it(step, target) + can_it(step, target)
+    return replace(weighed, rejections=rejections, note=target.shut_note if rejections else "")
 
 
 def _last_usable(candidates: tuple[Candidate, ...], score: Score) -> Route | NoRoute:

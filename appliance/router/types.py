@@ -122,6 +122,8 @@ class TargetFacts:
     rate_limit_tokens_left: int | None = None
     permitted: bool = True
     max_label: Label = Label.INTERNAL
+    shut_note: str = ""
+    """Why it is not permitted, or being rested, in words; decides nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,7 @@ class Candidate:
     delay_micro_usd: float = 0.0
     switch_micro_usd: float = 0.0
     bias_micro_usd: float = 0.0
+    note: str = ""
 
     @property
     def is_open(self) -> bool:

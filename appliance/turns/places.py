@@ -41,8 +41,8 @@ THIS_MACHINE = "this machine"
 class Door(Protocol):
     """What egress says of a model that leaves the machine."""
 
-    def permits(self, model: str) -> bool:
-        """Host allowed, not air-gapped, and a key at hand."""
+    def obstacle(self, model: str) -> str:
+        """Why it cannot be reached (air gap, no key), in words; empty when it can."""
         ...
 
     def rate_limit_tokens_left(self, model: str) -> int | None: ...
@@ -59,8 +59,9 @@ class Purse(Protocol):
 class Health:
     """Breakers by model and retry budgets by provider, shared by all turns."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, config: Callable[[], Config]) -> None:
         self._clock = clock
+        self._config = config
         self._breakers: dict[str, Breaker] = {}
         self._budgets: dict[str, RetryBudget] = {}
 
@@ -86,8 +87,21 @@ class Health:
         if not failure.counts_for_breaker:
             return
         self._breakers[model] = breakers.failed(
-            self.breaker(model), self._clock.monotonic(), reason, is_fatal=failure.is_fatal
+            self.breaker(model),
+            self._clock.monotonic(),
+            reason,
+            is_fatal=failure.is_fatal,
+            limits=self._config().routing.breaker,
         )
+
+    def rest_note(self, model: str) -> str:
+        """Why its breaker is open and when it is tried again, in words; empty when it is not."""
+        breaker, now_s = self.breaker(model), self._clock.monotonic()
+        if breaker.state(now_s) is not BreakerState.OPEN:
+            return ""
+        wait_s = breaker.opens_again_in_s(now_s)
+        again = f"tried again in {wait_s:.0f} s" if wait_s else "being tried"
+        return f"{breaker.reason}; {again}"
 
     def states(self) -> Mapping[str, Breaker]:
         return dict(self._breakers)
@@ -133,6 +147,7 @@ class Places:
     ) -> TargetFacts:
         is_cloud = leaves_machine(model) or isinstance(model, ClaudeModel)
         measured = now.tokens_per_s if now is not None else None
+        obstacle = self._door.obstacle(name) if is_cloud else ""
         guess = DEFAULT_CLOUD_TOKENS_PER_S if is_cloud else DEFAULT_LOCAL_TOKENS_PER_S
         return TargetFacts(
             name=name,
@@ -152,8 +167,9 @@ class Places:
             else self._health.breaker(name).state(self._clock.monotonic()),
             budget_left_micro_usd=left if is_cloud else None if has_slot_time else SPENT,
             rate_limit_tokens_left=self._door.rate_limit_tokens_left(name) if is_cloud else None,
-            permitted=self._door.permits(name) if is_cloud else True,
+            permitted=not obstacle,
             max_label=Label.INTERNAL,
+            shut_note=obstacle or self._health.rest_note(name),
         )
 
 

@@ -52,8 +52,8 @@ from appliance.types import (
 )
 from appliance.wire.native import message_to_json, usage_to_json
 
-ATTEMPTS_MAX = 8
-"""Attempts at one step over all targets: three at each of two providers, and two local ones."""
+ATTEMPTS_MAX = 20
+"""Attempts at one step over all targets; what each of them may have is `[routing.retry]`'s."""
 
 LOCAL_RETRIES = 1
 """A crashed worker is tried once more; then the step goes elsewhere or fails."""
@@ -244,6 +244,7 @@ class Steps:
             ),
             self._health.budget(provider),
             self._chance.random(),
+            self._config().routing.retry,
         )
         if isinstance(verdict, retry.GiveUp):
             return

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.router.breaker import MAX_OPEN_S, Breaker, failed, started, succeeded
+from appliance.config.policy import BreakerConfig
+from appliance.router.breaker import Breaker, failed, started, succeeded
 from appliance.router.types import BreakerState
 
 
@@ -70,7 +71,7 @@ def test_a_straggler_from_before_it_opened_does_not_lengthen_the_rest() -> None:
 
 def test_a_wrong_key_opens_it_at_once_and_for_long() -> None:
     breaker = failed(Breaker(), 0.0, "401", is_fatal=True)
-    assert breaker.state(MAX_OPEN_S - 1) is BreakerState.OPEN
+    assert breaker.state(BreakerConfig().open_s_max - 1) is BreakerState.OPEN
 
 
 def test_new_work_goes_back_within_a_minute_of_recovery_after_a_short_outage() -> None:
@@ -95,6 +96,6 @@ def test_it_always_comes_back_to_half_open_within_the_longest_rest(
             breaker = failed(breaker, now_s, "x")
         else:
             breaker = started(breaker, now_s)
-        assert breaker.opens_again_in_s(now_s) <= MAX_OPEN_S
+        assert breaker.opens_again_in_s(now_s) <= BreakerConfig().open_s_max
         assert len(breaker.outcomes) <= 256
-    assert breaker.state(now_s + MAX_OPEN_S + 1) is not BreakerState.OPEN
+    assert breaker.state(now_s + BreakerConfig().open_s_max + 1) is not BreakerState.OPEN

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from appliance.config.policy import RetryConfig
 from appliance.router.retry import (
     BUDGET_TOKENS,
-    MAX_RETRY_AFTER_S,
     Attempt,
     Failure,
     GiveUp,
@@ -68,7 +68,9 @@ def test_the_server_is_obeyed() -> None:
 
 
 def test_a_long_retry_after_is_a_reason_to_go_elsewhere() -> None:
-    long = replace(FIRST, failure=Failure.THROTTLED, retry_after_s=MAX_RETRY_AFTER_S + 1)
+    long = replace(
+        FIRST, failure=Failure.THROTTLED, retry_after_s=RetryConfig().retry_after_s_max + 1
+    )
     assert decide(long, RetryBudget(), 0.5) == GiveUp(GiveUpReason.WAIT_TOO_LONG, True)
 
 
