@@ -99,3 +99,11 @@ def test_it_always_comes_back_to_half_open_within_the_longest_rest(
         assert breaker.opens_again_in_s(now_s) <= BreakerConfig().open_s_max
         assert len(breaker.outcomes) <= 256
     assert breaker.state(now_s + BreakerConfig().open_s_max + 1) is not BreakerState.OPEN
+
+
+def test_the_configuration_says_when_it_opens_and_for_how_long() -> None:
+    limits = BreakerConfig(failures=2, open_s=1.0, open_s_max=1.5)
+    breaker = failed(failed(Breaker(), 0.0, "500", limits=limits), 0.0, "500", limits=limits)
+    assert breaker.opens_again_in_s(0.0) == 1.0
+    again = failed(started(breaker, 1.0), 1.0, "500", limits=limits)
+    assert again.opens_again_in_s(1.0) == 1.5

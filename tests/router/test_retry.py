@@ -134,3 +134,15 @@ def test_a_bucket_never_overflows_and_never_goes_below_empty(take: int, give: in
     assert (left is None) == (take > BUDGET_TOKENS)
     if left is not None:
         assert 0 <= left.give(give).tokens <= BUDGET_TOKENS
+
+
+def test_the_configuration_says_how_often_and_how_long() -> None:
+    limits = RetryConfig(attempts_max=5, backoff_ms=100, backoff_ms_max=150, retry_after_s_max=60)
+    assert isinstance(decide(replace(FIRST, number=3), RetryBudget(), 0.5, limits), Retry)
+    given_up = decide(replace(FIRST, number=4), RetryBudget(), 0.5, limits)
+    assert given_up == GiveUp(GiveUpReason.TOO_MANY, can_fall_back=True)
+    late = decide(replace(FIRST, number=3), RetryBudget(), 1.0, limits)
+    assert isinstance(late, Retry) and late.wait_s == pytest.approx(0.15)
+    asked = replace(FIRST, failure=Failure.THROTTLED, retry_after_s=45.0)
+    assert isinstance(decide(asked, RetryBudget(), 0.5, limits), Retry)
+    assert isinstance(decide(asked, RetryBudget(), 0.5), GiveUp)
