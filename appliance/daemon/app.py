@@ -23,7 +23,8 @@ from appliance.api.peer import Tokens
 from appliance.api.server import Server
 from appliance.clock import SystemClock
 from appliance.config import diff as diffs
-from appliance.config.manifest import ModelFile, load_manifest
+from appliance.config.manifest import ModelFile, load_manifest, model_path
+from appliance.config.models import LlamaCppModel
 from appliance.config.paths import Paths
 from appliance.config.schema import Config
 from appliance.daemon import systemd
@@ -34,10 +35,12 @@ from appliance.daemon.engines import Engines
 from appliance.daemon.outside import DaemonSecrets, EgressFetcher, EgressHttp
 from appliance.daemon.ports import AgentNotes, Surroundings, TurnDelegate
 from appliance.daemon.reload import Configuration
+from appliance.daemon.sizes import Sizes
 from appliance.daemon.vram import VramWatch
 from appliance.daemon.weights import Weights
 from appliance.egress.door import Egress
 from appliance.egress.guard import PROCESS_GUARD
+from appliance.gpu.calibration import Calibration
 from appliance.gpu.inventory import Prober
 from appliance.gpu.types import Inventory
 from appliance.memory.notes import JournalNotes
@@ -99,8 +102,12 @@ async def run_daemon(
             lambda: scheduler.snapshot(),
             lambda name: getattr(configuration.current.models.get(name), "exclusive", False),
         )
+        sizes = Sizes(paths.state_dir / "sizes", prober.latest)
+        vram = VramWatch(
+            prober, sizes, lambda name: _weights_of(configuration.current, name, paths, manifest)
+        )
         scheduler = await rooms.enter_async_context(
-            Scheduler(Core(placer), engines, clock, memory=VramWatch(prober))
+            Scheduler(Core(placer), engines, clock, memory=vram)
         )
         await scheduler.inventory_changed(device_views(prober.latest, config))
         weights = Weights(lambda: model_files(configuration.current, paths.models_dir, manifest))
@@ -110,7 +117,9 @@ async def run_daemon(
         async def reconfigure() -> None:
             async with order:
                 now = configuration.current
-                await _reconfigure(scheduler, now, paths, manifest, weights, prober.latest)
+                await _reconfigure(
+                    scheduler, now, paths, manifest, weights, sizes.calibration, prober.latest
+                )
 
         await reconfigure()
         health = Health(clock, lambda: configuration.current)
@@ -235,7 +244,10 @@ async def run_daemon(
             background.create_task(configuration.watch(), name="config watch"),
             background.create_task(server.stay_reachable(), name="socket"),
             background.create_task(_load_anew(weights, reconfigure), name="weights"),
-            background.create_task(_tell_inventory(prober, scheduler, configuration), name="gpu"),
+            background.create_task(_reckon_anew(sizes, reconfigure), name="sizes"),
+            background.create_task(
+                _tell_inventory(prober, scheduler, configuration, vram), name="gpu"
+            ),
             background.create_task(systemd.feed_watchdog(is_alive), name="watchdog"),
         ]
         asyncio.get_running_loop().add_signal_handler(
@@ -257,10 +269,13 @@ async def _reconfigure(
     paths: Paths,
     manifest: Mapping[str, ModelFile],
     weights: Weights,
+    calibration: Calibration,
     inventory: Inventory,
 ) -> None:
     identities = await asyncio.to_thread(weights.adopt)
-    specs = await asyncio.to_thread(model_specs, config, paths.models_dir, manifest, identities)
+    specs = await asyncio.to_thread(
+        model_specs, config, paths.models_dir, manifest, identities, calibration
+    )
     named = [named_pins(spec, inventory) for spec in specs]
     await scheduler.reconfigure(named, agent_specs(config))
 
@@ -271,11 +286,27 @@ async def _load_anew(weights: Weights, reconfigure: Callable[[], Awaitable[None]
         await reconfigure()
 
 
+async def _reckon_anew(sizes: Sizes, reconfigure: Callable[[], Awaitable[None]]) -> None:
+    async for _ in sizes.changes():
+        await reconfigure()
+
+
 async def _tell_inventory(
-    prober: Prober, scheduler: Scheduler, configuration: Configuration
+    prober: Prober, scheduler: Scheduler, configuration: Configuration, vram: VramWatch
 ) -> None:
     async for inventory in prober.snapshots():
+        vram.observe(inventory)
         await scheduler.inventory_changed(device_views(inventory, configuration.current))
+
+
+def _weights_of(
+    config: Config, name: str, paths: Paths, manifest: Mapping[str, ModelFile]
+) -> Path | None:
+    """The file of a model that llama.cpp loads."""
+    entry = config.models.get(name)
+    if not isinstance(entry, LlamaCppModel):
+        return None
+    return model_path(entry.file, paths.models_dir, manifest)
 
 
 def _workspaces(config: Config, paths: Paths) -> Path:

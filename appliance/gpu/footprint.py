@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from appliance.gpu.calibration import Calibration
+from appliance.gpu.calibration import Calibration, load_key
 from appliance.gpu.compute import compute_bytes, pipeline_bytes
 from appliance.gpu.estimate import (
     estimate,
@@ -26,6 +26,11 @@ from appliance.gpu.types import (
 
 MAX_SEQUENCES = 256
 """llama.cpp's limit (`LLAMA_MAX_SEQ`)."""
+ESTIMATE_MARGIN = 30
+"""Thousandths by which an estimate may be low (docs/BENCHMARKS.md, estimate), promised on top of
+it until a load of the model was measured."""
+MEASURED_MARGIN = 10
+"""The same for a model that was measured, for the configurations in which it was not."""
 MAX_TABLES = 512
 """Configurations remembered; a search for a window asks some thirty."""
 
@@ -43,7 +48,9 @@ class ShapeFootprint:
     """Bytes of a GGUF model in a layout. Remembers its tables; otherwise a pure function.
 
     Before cards are chosen they have no names, so the context of the hungriest calibrated card
-    counts for each. `embeddings`: the model embeds whole texts in one batch.
+    counts for each. `embeddings`: the model embeds whole texts in one batch. With `is_promise`
+    the bytes are what is promised: the estimate with its margin on top, and no less than a load
+    of this very layout was seen to take.
 
     Placement asks for thousands of splits of one configuration. So for each configuration the
     per-layer bytes are summed once from the front (a run of layers is then one subtraction), and
@@ -59,8 +66,13 @@ class ShapeFootprint:
         embeddings: bool = False,
         n_batch: int = 2048,
         n_ubatch: int = 512,
+        is_promise: bool = False,
     ) -> None:
         known = calibration or Calibration()
+        is_known = known.knows(shape)
+        self._known = known if is_promise and is_known else None
+        self._margin = (MEASURED_MARGIN if is_known else ESTIMATE_MARGIN) if is_promise else 0
+        self._seen: dict[Layout, tuple[int, ...]] = {}
         self.shape = shape
         self._sorts = replace(shape, layers=_sorts(shape))
         self._context_bytes = max(known.contexts.values(), default=known.context_bytes(""))
@@ -95,8 +107,12 @@ class ShapeFootprint:
     def estimate(self, layout: Layout) -> Estimate:
         """The whole estimate of one layout, by term; cards are called card0, card1, ..."""
         names = tuple(f"card{n}" for n in range(len(layout.shares)))
-        known = Calibration(contexts=dict.fromkeys(names, self._context_bytes))
-        return estimate(self.shape, self.params(layout, names), known)
+        return self.estimate_on(self.params(layout, names))
+
+    def estimate_on(self, plan: PlanParams) -> Estimate:
+        """The same for a start on cards that have names."""
+        known = Calibration(contexts=dict.fromkeys(plan.devices, self._context_bytes))
+        return estimate(self.shape, plan, known)
 
     def bytes_by_device(self, layout: Layout) -> tuple[int, ...]:
         """Cards in order, then the host. `shares` are the numbers of layers on each card, as
@@ -117,7 +133,22 @@ class ShapeFootprint:
                 size += self.shape.tied_bytes
             cards.append(size + (table.pipeline if is_pipelined else 0))
             at = end
-        return (*cards, on_host + (table.pipeline if is_pipelined else 0))
+        host = on_host + (table.pipeline if is_pipelined else 0)
+        sizes = tuple(size + -(-size * self._margin // 1000) for size in (*cards, host))
+        if self._known is None:
+            return sizes
+        return tuple(map(max, sizes, (*self._needed(self._known, layout), 0)))
+
+    def _needed(self, known: Calibration, layout: Layout) -> tuple[int, ...]:
+        """Bytes on each card that a load of this layout was seen to need; 0 where none was."""
+        needed = self._seen.get(layout)
+        if needed is None:
+            if len(self._seen) >= MAX_TABLES:
+                self._seen.clear()
+            key = load_key(self.shape, self.params(layout, ()))
+            cards = range(len(layout.shares))
+            needed = self._seen[layout] = tuple(known.needed(key, card) for card in cards)
+        return needed
 
     def _counts(self, layout: Layout) -> tuple[int, ...]:
         if sum(layout.shares) == layout.gpu_layers <= self.n_layers:

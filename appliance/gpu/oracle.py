@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from appliance.gpu.calibration import Calibration
+from appliance.gpu.calibration import Calibration, load_key
 from appliance.gpu.estimate import estimate, layer_devices
 from appliance.gpu.ggml_types import KV_TYPE_IDS
 from appliance.gpu.types import HOST, Estimate, ModelShape, PlanParams, Term
@@ -58,7 +58,7 @@ class Oracle:
         self._limit_s = limit_s
 
     def key(self, model: ModelShape, plan: PlanParams) -> str:
-        """The name of an answer, and of this load in the calibration."""
+        """The name of an answer: the model, the parameters, the library and the devices."""
         decided = json.dumps(
             [self._environment, model.content_hash, asdict(plan)], sort_keys=True, default=str
         )
@@ -76,7 +76,7 @@ class Oracle:
                 await asyncio.to_thread(self._remember, key, answer)
         if answer is not None:
             base = merge(model, plan, base, answer)
-        return self._calibration.corrected(key, base)
+        return self._calibration.corrected(load_key(model, plan), base)
 
     async def _ask(self, path: Path, plan: PlanParams) -> dict[str, Any] | None:
         child = await asyncio.create_subprocess_exec(

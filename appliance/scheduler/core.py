@@ -19,6 +19,7 @@ from appliance.scheduler.book import Book, ModelState
 from appliance.scheduler.breaker import Breaker
 from appliance.scheduler.forecast import Forecast
 from appliance.scheduler.foreign import ForeignHold
+from appliance.scheduler.ledger import settled
 from appliance.scheduler.policy import Policy
 from appliance.scheduler.values import (
     DEFAULT_WEIGHT,
@@ -185,7 +186,8 @@ class Core:
         instance.slots, instance.state = event.slots, ResidentState.READY
         instance.ready_s = instance.idle_since_s = now_s
         if event.bytes_by_device is not None:
-            book.ledger.settle(event.instance_id, event.bytes_by_device)
+            promised = book.ledger.held_by(event.instance_id)
+            book.ledger.settle(event.instance_id, settled(promised, event.bytes_by_device))
         state = book.models.get(instance.model)
         book.record(
             now_s,

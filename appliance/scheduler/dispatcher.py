@@ -37,6 +37,7 @@ from appliance.scheduler.values import (
     DrainRequested,
     Effect,
     Event,
+    Fit,
     Grant,
     InstanceFailed,
     InstanceGone,
@@ -83,7 +84,15 @@ class ProgressSink(Protocol):
 
 
 class MemoryWatch(Protocol):
-    """Knows when a dead process's bytes are free again on its devices."""
+    """Knows what an instance holds, and when a dead process's bytes are free again."""
+
+    async def foresee(self, spec: ModelSpec, fit: Fit) -> None:
+        """A last look before a load, its bytes being promised. Raises `NoCapacity` to decline."""
+        ...
+
+    async def measured(self, spec: ModelSpec, fit: Fit, pid: int) -> Mapping[str, int]:
+        """Bytes by device that a loaded instance holds, where the devices tell."""
+        ...
 
     async def returned(self, pid: int, devices: Sequence[str]) -> None: ...
 
@@ -385,11 +394,14 @@ class Scheduler:
         try:
             if running.stop.is_set():
                 raise EngineError("stopped before it was started")
+            if self._memory is not None:
+                await self._memory.foresee(start.spec, start.fit)
             async with engine:
                 running.entering, running.pid = False, engine.pid
                 load_s = self._clock.monotonic() - began_s
                 slots = min(engine.facts.slots, start.spec.slots)
-                self._tell(InstanceReady(start.instance_id, load_s, max(slots, 1)))
+                held = await self._measured(start, running.pid)
+                self._tell(InstanceReady(start.instance_id, load_s, max(slots, 1), held))
                 await self._until_stopped(start.instance_id, running)
         except asyncio.CancelledError:
             if not running.stop.is_set() or task.uncancel() > 0:
@@ -399,6 +411,12 @@ class Scheduler:
         if running.pid is not None and self._memory is not None:
             await self._bytes_back(start, running.pid)
         self._tell(InstanceGone(start.instance_id))
+
+    async def _measured(self, start: StartInstance, pid: int | None) -> Mapping[str, int] | None:
+        """What the devices show of it right after its load."""
+        if pid is None or self._memory is None:
+            return None
+        return await self._memory.measured(start.spec, start.fit, pid)
 
     async def _until_stopped(self, instance_id: str, running: _Running) -> None:
         async with asyncio.TaskGroup() as group:

@@ -79,3 +79,13 @@ class Ledger:
 
     def all_free(self) -> dict[str, int]:
         return {account: self.free(account) for account in self._capacity}
+
+
+def settled(promised: Mapping[str, int], measured: Mapping[str, int]) -> dict[str, int]:
+    """What an instance is charged once it was measured: never less than was promised, for it may
+    not have used all of it yet; more where it takes more, and one per cent on top of that."""
+    seen = {device: size + size // 100 for device, size in measured.items() if size}
+    return {
+        device: max(promised.get(device, 0), seen.get(device, 0))
+        for device in promised.keys() | seen.keys()
+    }

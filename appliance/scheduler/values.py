@@ -125,7 +125,7 @@ class LeaseReleased:
 
 @dataclass(frozen=True, slots=True)
 class InstanceReady:
-    """An instance can generate. Bytes are what it really took; None keeps the estimate."""
+    """An instance can generate. Bytes are what the devices show of it; None keeps the promise."""
 
     instance_id: str
     load_s: float

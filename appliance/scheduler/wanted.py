@@ -17,6 +17,7 @@ from appliance.config.manifest import ModelFile, model_path
 from appliance.config.models import LlamaCppModel, ModelConfig, ScriptedModel, VllmModel
 from appliance.config.schema import Config
 from appliance.errors import ApplianceError
+from appliance.gpu.calibration import Calibration
 from appliance.gpu.footprint import ShapeFootprint
 from appliance.gpu.shape import read_shape
 from appliance.gpu.types import HOST, FixedFootprint, Footprint, Inventory, KvType, Want
@@ -44,16 +45,19 @@ def model_specs(
     models_dir: Path,
     manifest: Mapping[str, ModelFile],
     identities: Mapping[str, str] | None = None,
+    calibration: Calibration | None = None,
 ) -> list[ModelSpec]:
     """What the scheduler is told of each model. Reads GGUF headers: call it in a thread.
 
     `identities`, by model, tell its files from others under the same names; see `model_files`.
+    `calibration` is what earlier loads on this machine taught.
     """
     known = identities or {}
     return [
         replace(spec, fingerprint=spec.fingerprint + known.get(spec.name, ""))
         for spec in (
-            _spec(name, model, models_dir, manifest) for name, model in config.models.items()
+            _spec(name, model, models_dir, manifest, calibration)
+            for name, model in config.models.items()
         )
     ]
 
@@ -109,7 +113,11 @@ def fingerprint(model: ModelConfig) -> str:
 
 
 def _spec(
-    name: str, model: ModelConfig, models_dir: Path, manifest: Mapping[str, ModelFile]
+    name: str,
+    model: ModelConfig,
+    models_dir: Path,
+    manifest: Mapping[str, ModelFile],
+    calibration: Calibration | None,
 ) -> ModelSpec:
     takes_memory = isinstance(model, LlamaCppModel | VllmModel) or (
         isinstance(model, ScriptedModel) and model.vram_bytes > 0
@@ -123,14 +131,18 @@ def _spec(
         load_s=getattr(model, "load_s", 0.0) or (10.0 if takes_memory else 0.0),
         idle_unload_s=getattr(model, "idle_unload_s", 0.0) or None,
         fingerprint=fingerprint(model),
-        demand=_want(name, model, models_dir, manifest) if takes_memory else None,
+        demand=_want(name, model, models_dir, manifest, calibration) if takes_memory else None,
     )
 
 
 def _want(
-    name: str, model: ModelConfig, models_dir: Path, manifest: Mapping[str, ModelFile]
+    name: str,
+    model: ModelConfig,
+    models_dir: Path,
+    manifest: Mapping[str, ModelFile],
+    calibration: Calibration | None,
 ) -> Want:
-    footprint = _footprint(name, model, models_dir, manifest)
+    footprint = _footprint(name, model, models_dir, manifest, calibration)
     if isinstance(model, LlamaCppModel):
         on_host_only = model.gpu_layers == 0
         return Want(
@@ -157,7 +169,11 @@ def _want(
 
 
 def _footprint(
-    name: str, model: ModelConfig, models_dir: Path, manifest: Mapping[str, ModelFile]
+    name: str,
+    model: ModelConfig,
+    models_dir: Path,
+    manifest: Mapping[str, ModelFile],
+    calibration: Calibration | None,
 ) -> Footprint:
     """The model's shape; one that cannot be read takes nothing, and fails clearly at its start."""
     if isinstance(model, ScriptedModel):
@@ -168,7 +184,13 @@ def _footprint(
         except ApplianceError as error:
             log.warning("model %s: %s", name, error)
             return FixedFootprint(0)
-        return ShapeFootprint(shape, embeddings=model.embeddings, n_ubatch=model.batch_tokens)
+        return ShapeFootprint(
+            shape,
+            calibration,
+            embeddings=model.embeddings,
+            n_ubatch=model.batch_tokens,
+            is_promise=True,
+        )
     folder = models_dir / model.folder if isinstance(model, VllmModel) else models_dir
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     kv_bytes = model.kv_cache_bytes if isinstance(model, VllmModel) else 0

@@ -179,7 +179,7 @@ def test_what_nvml_showed_corrects_the_next_estimate(llama_8b: ModelShape) -> No
     assert seen <= second.bytes_on("GPU-1") <= seen * 1.011
     other = estimate(llama_8b, PlanParams(4096, gpu_layers=99, devices=("GPU-1",)), known)
     assert other.terms["GPU-1"][Term.CONTEXT] == known.context_bytes("GPU-1")
-    assert known.after_load("key", second, {"GPU-1": seen - GIB}).measured["key", "GPU-1"] == seen
+    assert known.after_load("key", second, {"GPU-1": seen - GIB}).measured["key", 0] == seen
 
 
 def test_a_smaller_measurement_than_the_default_context_is_believed(llama_8b: ModelShape) -> None:

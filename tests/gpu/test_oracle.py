@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.gpu.calibration import Calibration
+from appliance.gpu.calibration import Calibration, load_key
 from appliance.gpu.estimate import estimate
 from appliance.gpu.oracle import Oracle, merge
 from appliance.gpu.shape import read_shape
@@ -95,7 +95,7 @@ def test_buffers_are_assigned_to_the_plans_cards(tmp_path: Path) -> None:
 async def test_what_was_measured_for_this_load_wins(tmp_path: Path) -> None:
     shape = read_shape(write(SKETCHES["gemma-3-270m"](), tmp_path))
     plan = PlanParams(4096, gpu_layers=99, devices=("GPU-a",))
-    key = oracle(tmp_path).key(shape, plan)
+    key = load_key(shape, plan)
     base = estimate(shape, plan)
     known = Calibration().after_load(key, base, {"GPU-a": base.bytes_on("GPU-a") + 900 * MIB})
     asked = oracle(tmp_path, calibration=known, python="/bin/false")
