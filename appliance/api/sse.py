@@ -1,11 +1,15 @@
-"""Server-sent events: one JSON object an event, heartbeats, and a deadline for slow readers."""
+"""Server-sent events: one JSON object an event, heartbeats, and a deadline for slow readers.
+
+A stream sends hundreds of events a second beside a model that needs every core, so an event costs
+one write and no task or timer of its own. One watcher a stream looks after what is rare: a quiet
+stream gets a heartbeat, and a reader that takes nothing is cut off.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -15,6 +19,8 @@ WRITE_S = 15.0
 
 HEARTBEAT_S = 15.0
 """Between two events a comment line keeps proxies and clients from giving up."""
+
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 async def stream_events(
@@ -28,46 +34,64 @@ async def stream_events(
         headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
     )
     await response.prepare(request)
-    async with aclosing(_with_heartbeats(items)) as lines:
-        async for line in lines:
-            try:
-                async with asyncio.timeout(WRITE_S):
-                    await response.write(line)
-            except (TimeoutError, ConnectionError):
-                if request.transport is not None:
-                    request.transport.abort()
-                return response
-    with suppress(ConnectionError):  # it may have gone after the last event
-        await response.write_eof()
+    line = _Line(response)
+    patience = asyncio.timeout(None)
+    watching = asyncio.ensure_future(line.watch(patience))
+    try:
+        async with patience:
+            async for item in items:
+                await line.write(encode_event(item))
+            await response.write_eof()
+    except (TimeoutError, ConnectionError) as error:
+        if isinstance(error, TimeoutError) and not patience.expired():
+            raise
+        if request.transport is not None:
+            request.transport.abort()
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        if hasattr(items, "aclose"):
+            await items.aclose()
     return response
 
 
 def encode_event(item: Mapping[str, Any]) -> bytes:
     """One event as the bytes of the stream."""
-    lines = [f"event: {item['type']}"]
-    if "seq" in item:
-        lines.append(f"id: {item['seq']}")
-    lines.append(f"data: {json.dumps(item, ensure_ascii=False, separators=(',', ':'))}")
-    return ("\n".join(lines) + "\n\n").encode()
+    position = f"id: {item['seq']}\n" if "seq" in item else ""
+    return f"event: {item['type']}\n{position}data: {_to_json(item)}\n\n".encode()
 
 
-async def _with_heartbeats(items: AsyncIterator[Mapping[str, Any]]) -> AsyncGenerator[bytes, None]:
-    iterator = aiter(items)
-    coming = asyncio.ensure_future(anext(iterator))
-    try:
+class _Line:
+    """One response being written: since when a write waits, and when the last one was done."""
+
+    def __init__(self, response: web.StreamResponse) -> None:
+        self._response = response
+        self._now = asyncio.get_running_loop().time
+        self._done_s = self._now()
+        self._began_s: float | None = None
+
+    async def write(self, data: bytes) -> None:
+        """Raises `ConnectionError` when the reader is gone."""
+        self._began_s = self._now()
+        await self._response.write(data)
+        self._began_s, self._done_s = None, self._now()
+
+    async def watch(self, patience: asyncio.Timeout) -> None:
+        """Until cancelled: beats when quiet. Ends `patience`, and itself, when nobody reads."""
         while True:
-            done, _ = await asyncio.wait({coming}, timeout=HEARTBEAT_S)
-            if not done:
-                yield b": still here\n\n"
-                continue
-            try:
-                item = coming.result()
-            except StopAsyncIteration:
-                return
-            yield encode_event(item)
-            coming = asyncio.ensure_future(anext(iterator))
-    finally:
-        coming.cancel()
-        await asyncio.gather(coming, return_exceptions=True)
-        if hasattr(iterator, "aclose"):
-            await iterator.aclose()
+            now = self._now()
+            if self._began_s is not None:
+                if now >= self._began_s + WRITE_S:
+                    break
+                due = self._began_s + WRITE_S
+            elif now >= self._done_s + HEARTBEAT_S:
+                try:
+                    async with asyncio.timeout(WRITE_S):
+                        await self._response.write(b": still here\n\n")
+                except (TimeoutError, ConnectionError):
+                    break
+                self._done_s = due = self._now()
+            else:
+                due = self._done_s + HEARTBEAT_S
+            await asyncio.sleep(max(due - now, 0.001))
+        patience.reschedule(self._now())

@@ -10,6 +10,7 @@ MAX_FRAME_BYTES = 64 << 20
 """Bounds what a broken peer can make us hold; the API's body limit is well below."""
 
 _LENGTH = struct.Struct("!I")
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class FrameError(Exception):
@@ -18,9 +19,7 @@ class FrameError(Exception):
 
 def encode(body: dict[str, Any]) -> bytes:
     """One frame. Raises `FrameError` for one larger than `MAX_FRAME_BYTES`."""
-    data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(
-        "utf-8", "surrogatepass"
-    )
+    data = _to_json(body).encode("utf-8", "surrogatepass")
     if len(data) > MAX_FRAME_BYTES:
         raise FrameError(f"a frame of {len(data)} bytes is over the {MAX_FRAME_BYTES} allowed")
     return _LENGTH.pack(len(data)) + data
