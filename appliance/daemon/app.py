@@ -69,7 +69,7 @@ from appliance.turns.learning import Learning
 from appliance.turns.limits import tightened
 from appliance.turns.live import LiveTurn
 from appliance.turns.loop import run_turn
-from appliance.turns.places import Health, Places
+from appliance.turns.places import Health, Places, provider_of
 from appliance.turns.service import Turns
 from appliance.turns.state import TurnStatus
 from appliance.turns.step import Steps
@@ -123,6 +123,10 @@ async def run_daemon(
 
         await reconfigure()
         health = Health(clock, lambda: configuration.current)
+
+        def may_hedge(model: str) -> bool:
+            return health.take_for_hedge(provider_of(configuration.current.models[model]))
+
         places = Places(
             lambda: configuration.current, scheduler.snapshot, health, egress, purse, clock
         )
@@ -150,7 +154,7 @@ async def run_daemon(
         )
         steps = Steps(
             config=lambda: configuration.current,
-            attempts=Attempts(lambda: configuration.current, scheduler, purse),
+            attempts=Attempts(lambda: configuration.current, scheduler, purse, may_hedge),
             places=places,
             health=health,
             learning=learning,

@@ -13,6 +13,7 @@ from appliance.engines.base import Engine
 from appliance.errors import CutStream, EngineError
 from appliance.scheduler.dispatcher import Lease, LeaseRequest
 from appliance.turns import events as ev
+from appliance.turns.hedge import FirstWords, first_to_speak
 from appliance.turns.live import LiveTurn
 from appliance.turns.prompt import Fitted, fit
 from appliance.turns.ready import DEFAULT_ANSWER_TOKENS, Ready
@@ -75,10 +76,20 @@ class Preempted(EngineError):
 class Attempts:
     """Makes attempts. Each reports its failure once, as an error; what follows is not its."""
 
-    def __init__(self, config: Callable[[], Config], leases: Leases, spending: Spending) -> None:
+    def __init__(
+        self,
+        config: Callable[[], Config],
+        leases: Leases,
+        spending: Spending,
+        may_hedge: Callable[[str], bool],
+    ) -> None:
+        """`may_hedge` takes a second request from the retry budget of a model's provider, or
+        refuses it."""
         self._config = config
         self._leases = leases
         self._spending = spending
+        self._may_hedge = may_hedge
+        self._first_words = FirstWords()
 
     async def make(self, turn: LiveTurn, ready: Ready, target: str, number: int) -> Completion:
         """One generation on one target. Raises `EngineError` and its kin, `Overloaded`,
@@ -99,7 +110,7 @@ class Attempts:
         async with self._leases.lease(need) as lease:
             turn.say(ready.step, Progress("prefill"))
             fitted, request = await self._request(turn, ready, target, lease.engine, need)
-            async with aclosing(self._charged(ready, target, fitted, request, lease)) as items:
+            async with aclosing(self._items(ready, target, fitted, request, lease)) as items:
                 done = await _listen(turn, ready.step, items, lease)
             usage = replace(
                 done.usage,
@@ -155,6 +166,23 @@ class Attempts:
             label=ready.label,
             agent=ready.agent_name,
             turn_id=ready.state.turn_id,
+        )
+
+    def _items(
+        self, ready: Ready, target: str, fitted: Fitted, request: GenerateRequest, lease: Lease
+    ) -> AsyncGenerator[Delta | Completion, None]:
+        """The stream of one request, or of the faster of two where config asks for that."""
+        if not self._config().routing.retry.hedge or self._bought_from(target) is None:
+            return self._charged(ready, target, fitted, request, lease)
+
+        def open_stream(number: int) -> AsyncGenerator[Delta | Completion, None]:
+            mark = ".second" if number else ""
+            named = replace(request, request_id=request.request_id + mark)
+            stream = self._charged(ready, target, fitted, named, lease)
+            return self._first_words.timed(target, stream)
+
+        return first_to_speak(
+            open_stream, self._first_words.slow_s(target), lambda: self._may_hedge(target)
         )
 
     async def _charged(

@@ -20,7 +20,7 @@ from appliance.config.models import (
 from appliance.config.schema import Config
 from appliance.router import breaker as breakers
 from appliance.router.breaker import Breaker
-from appliance.router.retry import Failure, RetryBudget
+from appliance.router.retry import TRANSIENT_TOKENS, Failure, RetryBudget
 from appliance.router.types import BreakerState, Place, Prices, TargetFacts
 from appliance.scheduler.values import Capacity, ModelCapacity, ResidentState
 from appliance.types import Label
@@ -73,6 +73,13 @@ class Health:
 
     def spend(self, provider: str, budget: RetryBudget) -> None:
         self._budgets[provider] = budget
+
+    def take_for_hedge(self, provider: str) -> bool:
+        """Take a second request from a provider's retry budget; False when it holds too little."""
+        left = self.budget(provider).take(TRANSIENT_TOKENS)
+        if left is not None:
+            self.spend(provider, left)
+        return left is not None
 
     def started(self, model: str) -> None:
         self._breakers[model] = breakers.started(self.breaker(model), self._clock.monotonic())

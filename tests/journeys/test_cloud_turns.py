@@ -179,3 +179,21 @@ async def test_the_ledger_is_right_to_the_cent_after_kills_in_mid_answer(
     bill = (await claude.bill())["micro_usd"]
     assert all(row["reserved"] == 0 for row in budget["caps"])
     assert abs(budget["today_micro_usd"] - bill) < 10_000
+
+
+async def test_a_request_slow_to_start_is_hedged_where_config_says_so(
+    claude: Claude, tmp_path: Path
+) -> None:
+    """Without a second request the first would take its 60 s of silence."""
+    home = write_cloud_home(
+        tmp_path / "home", claude.url, timeout_s=100.0, more="[routing.retry]\nhedge = true\n"
+    )
+    async with running(home, ANTHROPIC_API_KEY=claude.key) as daemon:
+        for number in range(20):
+            await daemon.ask(f"Question {number}?", "cloud")
+        await claude.plan("slow_headers:60")
+        async with asyncio.timeout(50):
+            done = await daemon.ask("And now?", "cloud")
+        assert done["text"].endswith(END), done
+        budget = await daemon.get("/api/budget")
+        assert all(row["reserved"] == 0 for row in budget["caps"])

@@ -115,11 +115,13 @@ def host(tmp_path: Path) -> Iterator[Host]:
         each.close()
 
 
-def make_workspace(host: Host, number: int) -> Path:
+def make_workspace(host: Host, number: int, has_policy: bool) -> Path:
+    """With a secret in it only where a policy hides it: elsewhere to find it is no escape."""
     workspace = host.root / host.mark / str(number)
     for folder in ("tests", "deep/er", "hidden"):
         (workspace / folder).mkdir(parents=True)
-    (workspace / "hidden" / "secret").write_text(CANARY)
+    if has_policy:
+        (workspace / "hidden" / "secret").write_text(CANARY)
     return workspace
 
 
@@ -139,9 +141,9 @@ async def attempt(
     calls: DetachedCalls, host: Host, number: int, names: tuple[str, ...]
 ) -> dict[str, str]:
     """Runs the scripts one after the other; returns which escaped, and how."""
-    workspace = make_workspace(host, number)
     scripts = [ESCAPES[name].format(**host.names) for name in names]
     has_policy = len(names) == 1 and any(part in ESCAPES[names[0]] for part in PROTECTED_PARTS)
+    workspace = make_workspace(host, number, has_policy)
     cage = Cage(
         str(workspace),
         never=(str(host.root / "calls"),),
