@@ -86,9 +86,7 @@ class NvmlSession:
         try:
             nvml.nvmlInitWithFlags(0)
             self._driver = (nvml.nvmlSystemGetDriverVersion(), _cuda_version())
-            self._handles = [
-                nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())
-            ]
+            self._handles = [_handle(index) for index in range(nvml.nvmlDeviceGetCount())]
         except nvml.NVMLError as error:
             raise NvmlUnavailable(str(error)) from error
         self._subscribe()

@@ -103,11 +103,11 @@ async def test_leaving_does_not_wait_for_a_hung_driver(fake_nvml: FakeNvml) -> N
     fake_nvml.write()
     watch = prober()
     async with watch:
-        fake_nvml.hang_ms = 300
+        fake_nvml.hang_ms = 3000
         fake_nvml.write()
         await until(watch, lambda now: now.is_stale)
         left = time.monotonic()
-    assert time.monotonic() - left < 0.2
+    assert time.monotonic() - left < 2.0, "it did not wait for the call to come back"
     fake_nvml.hang_ms = 0
     fake_nvml.write()
 

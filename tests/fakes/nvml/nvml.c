@@ -93,6 +93,7 @@ int nvmlDeviceGetCount_v2(unsigned *out) { *out = (unsigned)read_state().count; 
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **out) {
   State s = read_state();
   if (index >= MAX_GPUS || !s.gpu[index].there) return INVALID;
+  if (s.gpu[index].err) return s.gpu[index].err;
   *out = &handles[index]; return OK;
 }
 int nvmlDeviceGetIndex(void *device, unsigned *out) { *out = (unsigned)index_of(device); return OK; }
