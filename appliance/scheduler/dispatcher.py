@@ -447,6 +447,7 @@ class Scheduler:
 def _failed(instance_id: str, error: Exception) -> InstanceFailed:
     """What an instance's failure means; one that is none of ours is a bug, and is logged so."""
     if isinstance(error, ApplianceError):
+        log.warning("instance %s failed: %s", instance_id, _reason(error))
         is_crash = not isinstance(error, NoCapacity)  # one that looked and declined did not crash
         return InstanceFailed(instance_id, _reason(error), isinstance(error, ModelBroken), is_crash)
     log.error("instance %s failed unexpectedly", instance_id, exc_info=error)
@@ -489,13 +490,21 @@ _ERRORS: Mapping[RefusalCode, type[ApplianceError]] = {
 }
 
 
+_HINTS: Mapping[RefusalCode, str] = {
+    RefusalCode.MODEL_BROKEN: "appliance doctor says what is wrong with it",
+    RefusalCode.ENGINE_FAILED: "the daemon's log has the tail of the model's; it is tried again by itself",
+    RefusalCode.NO_CAPACITY: "appliance plan shows what would fit",
+    RefusalCode.UNKNOWN_MODEL: "appliance models lists them",
+}
+
+
 def _error(refuse: Refuse) -> ApplianceError:
     details = {}
     if refuse.predicted_wait_s is not None:
         details["predicted_wait_s"] = round(refuse.predicted_wait_s, 3)
     return _ERRORS[refuse.code](
         refuse.reason,
-        hint=f"appliance explain {refuse.request_id}",
+        hint=_HINTS.get(refuse.code, "appliance status shows what waits for what"),
         retry_after_s=refuse.retry_after_s,
         details=details,
     )
