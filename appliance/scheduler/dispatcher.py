@@ -20,15 +20,11 @@ from typing import Protocol, Self, assert_never
 from appliance.clock import Clock
 from appliance.engines.base import Engine
 from appliance.errors import (
-    ApplianceError,
-    DeadlineExceeded,
     EngineError,
-    ModelBroken,
-    NoCapacity,
-    NotFound,
     Overloaded,
 )
 from appliance.scheduler.core import Core
+from appliance.scheduler.refusals import error_of, failure_of
 from appliance.scheduler.values import (
     AgentSpec,
     Capacity,
@@ -48,7 +44,6 @@ from appliance.scheduler.values import (
     ParkIdle,
     Preempt,
     Record,
-    RefusalCode,
     Refuse,
     StartInstance,
     StepCancelled,
@@ -364,7 +359,7 @@ class Scheduler:
     def _refuse(self, refuse: Refuse) -> None:
         future = self._waiting.get(refuse.request_id)
         if future is not None and not future.done():
-            future.set_exception(_error(refuse))
+            future.set_exception(error_of(refuse))
 
     def _wake_at(self, time_s: float) -> None:
         if self._timer is not None:
@@ -379,7 +374,7 @@ class Scheduler:
         try:
             running = _Running(self._engines.create(start.spec.name, start.fit.placement))
         except Exception as error:  # the wall of an instance: a bad entry fails its own steps
-            self._tell(_failed(start.instance_id, error))
+            self._tell(failure_of(start.instance_id, error))
             self._tell(InstanceGone(start.instance_id))
             return
         self._running[start.instance_id] = running
@@ -407,7 +402,7 @@ class Scheduler:
             if not running.stop.is_set() or task.uncancel() > 0:
                 raise  # not by `end`: the scheduler itself is being torn down
         except Exception as error:  # the wall of an instance
-            self._tell(_failed(start.instance_id, error))
+            self._tell(failure_of(start.instance_id, error))
         if running.pid is not None and self._memory is not None:
             await self._bytes_back(start, running.pid)
         self._tell(InstanceGone(start.instance_id))
@@ -444,16 +439,6 @@ class Scheduler:
             back.cancel()
 
 
-def _failed(instance_id: str, error: Exception) -> InstanceFailed:
-    """What an instance's failure means; one that is none of ours is a bug, and is logged so."""
-    if isinstance(error, ApplianceError):
-        log.warning("instance %s failed: %s", instance_id, _reason(error))
-        is_crash = not isinstance(error, NoCapacity)  # one that looked and declined did not crash
-        return InstanceFailed(instance_id, _reason(error), isinstance(error, ModelBroken), is_crash)
-    log.error("instance %s failed unexpectedly", instance_id, exc_info=error)
-    return InstanceFailed(instance_id, repr(error))
-
-
 def _step(need: LeaseRequest) -> StepRequested:
     return StepRequested(
         need.request_id,
@@ -471,40 +456,3 @@ def _step(need: LeaseRequest) -> StepRequested:
 
 def _is_about(record: Record, subject: str) -> bool:
     return record.subject == subject or subject in record.numbers.values()
-
-
-def _reason(error: ApplianceError) -> str:
-    tail = error.details.get("log_tail")
-    if not tail:
-        return error.message
-    return f"{error.message}: {tail if isinstance(tail, str) else ' '.join(map(str, tail))}"
-
-
-_ERRORS: Mapping[RefusalCode, type[ApplianceError]] = {
-    RefusalCode.OVERLOADED: Overloaded,
-    RefusalCode.NO_CAPACITY: NoCapacity,
-    RefusalCode.DEADLINE_EXCEEDED: DeadlineExceeded,
-    RefusalCode.ENGINE_FAILED: EngineError,
-    RefusalCode.MODEL_BROKEN: ModelBroken,
-    RefusalCode.UNKNOWN_MODEL: NotFound,
-}
-
-
-_HINTS: Mapping[RefusalCode, str] = {
-    RefusalCode.MODEL_BROKEN: "appliance doctor says what is wrong with it",
-    RefusalCode.ENGINE_FAILED: "the daemon's log has the tail of the model's; it is tried again by itself",
-    RefusalCode.NO_CAPACITY: "appliance plan shows what would fit",
-    RefusalCode.UNKNOWN_MODEL: "appliance models lists them",
-}
-
-
-def _error(refuse: Refuse) -> ApplianceError:
-    details = {}
-    if refuse.predicted_wait_s is not None:
-        details["predicted_wait_s"] = round(refuse.predicted_wait_s, 3)
-    return _ERRORS[refuse.code](
-        refuse.reason,
-        hint=_HINTS.get(refuse.code, "appliance status shows what waits for what"),
-        retry_after_s=refuse.retry_after_s,
-        details=details,
-    )
