@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from appliance.cli.imports import uncollected
 
-from appliance import __version__
-from appliance.cli import approve, ask, chat, config, look, mcp, models, plan, status
-from appliance.cli.shared import fail, paths_of
-from appliance.errors import ApplianceError
+with uncollected():
+    import typer
+
+    from appliance import __version__
+    from appliance.cli import approve, ask, chat, config, look, mcp, models, plan, status
+    from appliance.cli.shared import fail, paths_of
+    from appliance.errors import ApplianceError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,7 +52,8 @@ def serve(context: typer.Context) -> None:
 
     Example: appliance --home ~/appliance serve
     """
-    from appliance.daemon.serve import serve as run
+    with uncollected():
+        from appliance.daemon.serve import serve as run
 
     try:
         run(paths_of(context, with_config=False))

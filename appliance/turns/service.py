@@ -8,45 +8,29 @@ task of one group, with a wall around it: what fails inside fails that turn.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from appliance.clock import Clock, new_id
 from appliance.config.schema import Config
-from appliance.errors import ApplianceError, BadRequest, Conflict, NotFound, Overloaded, StoreError
+from appliance.errors import BadRequest, Conflict, NotFound, Overloaded
 from appliance.store.approvals import ApprovalRow, Approvals
-from appliance.store.index import Index, SessionRow, TurnRow
+from appliance.store.index import Index, SessionRow
 from appliance.store.journal import Event, IndexRow, Journal
 from appliance.turns import events as ev
 from appliance.turns.live import LiveTurn, load_turn, read_turn, turn_row
-from appliance.turns.loop import Parked
-from appliance.turns.state import AWAITING_PERSON, UNFINISHED, TurnState, apply
+from appliance.turns.running import Running, TurnRunner
+from appliance.turns.state import UNFINISHED, TurnState, apply
 from appliance.turns.stream import Item, Streams
 from appliance.types import Label, Message, highest
 from appliance.wire.native import message_to_json, usage_to_json
 
-log = logging.getLogger(__name__)
-
 UNFINISHED_MAX = 10_000
 """Turns accepted and not finished; beyond, new ones are shed. Each costs a few KB of RAM."""
 
-STORE_RETRY_S = 1.0
-STORE_RETRY_S_MAX = 15.0
-"""While the journal cannot be written (disk full) a turn waits this long between two tries."""
-
 DECISIONS = ("allow_once", "allow_always", "reject_once", "reject_always")
-
-
-class TurnRunner(Protocol):
-    """Runs one live turn to its end (the daemon binds `loop.run_turn` to its rooms)."""
-
-    async def __call__(self, turn: LiveTurn) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +79,15 @@ class Turns:
         self._index = index
         self._approvals = approvals
         self._config = config
-        self._run = run
         self._clock = clock
         self._standing = standing
-        self._live: dict[str, LiveTurn] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._cancelled: dict[str, ev.TurnCancelled] = {}
-        self._session_order: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._running = Running(journal, self.streams, run, clock)
         self._answering = asyncio.Lock()
         self._by_key: dict[tuple[int, str], asyncio.Lock] = {}
-        self._group = asyncio.TaskGroup()
         self.is_draining = False
 
     async def __aenter__(self) -> Self:
-        await self._group.__aenter__()
+        await self._running.__aenter__()
         return self
 
     async def __aexit__(
@@ -118,30 +97,18 @@ class Turns:
         trace: TracebackType | None,
     ) -> None:
         self.is_draining = True
-        for task in self._tasks.values():
-            task.cancel()
-        await self._group.__aexit__(kind, error, trace)
+        await self._running.__aexit__(kind, error, trace)
 
     async def drain(self, within_s: float, hurry: asyncio.Event) -> None:
         """Accept nothing more, let running steps finish for `within_s` or until `hurry` is set,
         park the rest, and end their followers' streams. A person is not waited for."""
         self.is_draining = True
-        for turn_id, task in self._tasks.items():
-            if self._live[turn_id].state.status in AWAITING_PERSON:
-                task.cancel()
-        hurried = asyncio.create_task(hurry.wait())
-        with suppress(TimeoutError):
-            async with asyncio.timeout(within_s):
-                while self._tasks and not hurry.is_set():
-                    await asyncio.wait(
-                        {hurried, *self._tasks.values()}, return_when=asyncio.FIRST_COMPLETED
-                    )
-        hurried.cancel()
+        await self._running.drain(within_s, hurry)
         self.streams.close()
 
     @property
     def unfinished_count(self) -> int:
-        return len(self._tasks)
+        return len(self._running)
 
     # --- starting -------------------------------------------------------------------------------
 
@@ -166,7 +133,7 @@ class Turns:
         `Overloaded`, `StoreError`, `Conflict` while draining."""
         if self.is_draining:
             raise Conflict("the daemon is stopping", hint="try again after its restart")
-        if len(self._tasks) >= UNFINISHED_MAX:
+        if len(self._running) >= UNFINISHED_MAX:
             raise Overloaded(
                 f"{UNFINISHED_MAX} turns are unfinished", hint="appliance turns", retry_after_s=30
             )
@@ -210,7 +177,7 @@ class Turns:
         event = await self._accept(accepted, session, turn_id, request.key)
         turn = LiveTurn(self._journal, self.streams, self._clock, apply(None, event), request.key)
         self.streams.publish_event(event)
-        self._spawn(turn)
+        self._running.begin(turn)
         return Started(turn_id, session.session_id)
 
     async def _accept(
@@ -249,96 +216,13 @@ class Turns:
         ):
             raise BadRequest("the message is empty", hint="say what the agent should do")
 
-    # --- running --------------------------------------------------------------------------------
-
-    def _spawn(self, turn: LiveTurn) -> None:
-        self._live[turn.turn_id] = turn
-        task = self._group.create_task(self._guarded(turn), name=turn.turn_id)
-        self._tasks[turn.turn_id] = task
-        task.add_done_callback(lambda _: self._forget(turn.turn_id))
-
-    def _forget(self, turn_id: str) -> None:
-        self._tasks.pop(turn_id, None)
-        turn = self._live.pop(turn_id, None)
-        if turn is not None and not self._session_order[turn.state.session_id].locked():
-            self._session_order.pop(turn.state.session_id, None)
-
-    async def _guarded(self, turn: LiveTurn) -> None:
-        """The wall around a turn: whatever happens inside ends as an event of this turn."""
-        try:
-            async with self._session_order[turn.state.session_id]:
-                await self._outlast_store(turn, partial(self._run, turn))
-        except Parked:
-            return
-        except asyncio.CancelledError:
-            cancelled = self._cancelled.pop(turn.turn_id, None)
-            if cancelled is None:
-                raise  # the daemon stops; the journal knows where to go on
-            await self._end(turn, cancelled)
-        except ApplianceError as error:
-            await self._end(turn, self._failed(turn, error))
-        except BaseExceptionGroup as group:
-            await self._end(turn, self._failed(turn, _first_of_ours(group)))
-        except Exception as error:
-            log.exception("turn %s failed unexpectedly", turn.turn_id)
-            unexpected = ApplianceError(
-                f"unexpected failure inside the turn: {error!r}",
-                hint="the daemon's log has the traceback",
-            )
-            await self._end(turn, self._failed(turn, unexpected))
-
-    async def _outlast_store(self, turn: LiveTurn, work: Callable[[], Awaitable[None]]) -> None:
-        """Do this to a turn, again and again while its journal cannot be written (disk full)."""
-        wait_s = STORE_RETRY_S
-        while True:
-            try:
-                await work()
-                return
-            except StoreError as error:
-                log.error("turn %s waits for the journal: %s", turn.turn_id, error)
-            await asyncio.sleep(wait_s)
-            wait_s = min(wait_s * 2, STORE_RETRY_S_MAX)
-            with suppress(StoreError):
-                await turn.reload()
-
-    def _failed(self, turn: LiveTurn, error: ApplianceError) -> ev.TurnFailed:
-        return ev.TurnFailed(
-            error=error.to_json(),
-            usage=usage_to_json(turn.state.usage),
-            steps=len(turn.state.steps),
-        )
-
-    async def _end(self, turn: LiveTurn, body: ev.TurnFailed | ev.TurnCancelled) -> None:
-        async def end() -> None:
-            if not turn.state.is_finished:
-                await turn.append(body)
-
-        await self._outlast_store(turn, end)
-
     async def recover(self) -> int:
-        """Queue every unfinished turn again, through the ordinary path. Returns how many."""
+        """Take up every unfinished turn of earlier daemons. Returns how many."""
         rows = await self._index.turns(
             status=[status.value for status in UNFINISHED], limit=UNFINISHED_MAX
         )
-        rows = sorted(rows, key=lambda row: row.turn_id)
-        for row in rows:
-            self.streams.open(row.turn_id)
-        for row in rows:
-            self._group.create_task(self._resume(row), name=f"resume {row.turn_id}")
+        self._running.recover(rows)
         return len(rows)
-
-    async def _resume(self, row: TurnRow) -> None:
-        try:
-            resumed = ev.TurnResumed(reason="the daemon was restarted")
-            await self._journal.append(resumed.draft(row.session_id, row.turn_id), durable=False)
-            state = await load_turn(self._journal, row.turn_id)
-            if state is None or state.is_finished:
-                return
-            turn = LiveTurn(self._journal, self.streams, self._clock, state, row.idempotency_key)
-        except StoreError as error:
-            log.error("turn %s cannot be resumed: %s", row.turn_id, error)
-            return
-        self._spawn(turn)
 
     # --- looking --------------------------------------------------------------------------------
 
@@ -350,7 +234,7 @@ class Turns:
 
     async def turn(self, turn_id: str) -> TurnState:
         """The state of a turn, live or ended."""
-        live = self._live.get(turn_id)
+        live = self._running.get(turn_id)
         if live is not None:
             return live.state
         state = await load_turn(self._journal, turn_id)
@@ -374,15 +258,9 @@ class Turns:
     async def cancel(self, turn_id: str, by_uid: int, reason: str = "cancelled") -> bool:
         """Cancel a turn wherever it is. False if it had ended already."""
         state = await self.turn(turn_id)
-        task = self._tasks.get(turn_id)
-        if state.is_finished or task is None:
-            return False
-        self._cancelled[turn_id] = ev.TurnCancelled(
-            reason=reason, by_uid=by_uid, usage=usage_to_json(state.usage)
-        )
-        self._live[turn_id].is_cancelled = True
-        task.cancel()
-        return True
+        usage = usage_to_json(state.usage)
+        cancelled = ev.TurnCancelled(reason=reason, by_uid=by_uid, usage=usage)
+        return not state.is_finished and self._running.cancel(turn_id, cancelled)
 
     async def answer(
         self, approval_id: str, decision: str, by_uid: int, note: str = ""
@@ -397,7 +275,7 @@ class Turns:
                 raise NotFound(f"there is no approval {approval_id!r}", hint="appliance approvals")
             if row.status != "pending":
                 return row
-            turn = self._live.get(row.turn)
+            turn = await self._running.awake(row.turn)
             if turn is None:
                 raise Conflict(f"turn {row.turn} has ended", hint="appliance turns")
             return await self._answered(turn, row, decision, by_uid, note)
@@ -419,14 +297,3 @@ class Turns:
         self.streams.publish_event(event)
         turn.inbox.put_nowait(event)
         return answered
-
-
-def _first_of_ours(group: BaseExceptionGroup[BaseException]) -> ApplianceError:
-    """The first of our errors in a group from parallel calls; else one that names the first."""
-    ours = group.subgroup(ApplianceError)
-    while ours is not None:
-        error = ours.exceptions[0]
-        if isinstance(error, ApplianceError):
-            return error
-        ours = error if isinstance(error, BaseExceptionGroup) else None
-    return ApplianceError(f"unexpected failure inside the turn: {group.exceptions[0]!r}")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import shutil
 import sqlite3
 import statistics
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +66,20 @@ async def main() -> None:
 async def measure(home: Path, options: argparse.Namespace) -> dict[str, Any]:
     if options.turns:
         await write_turns(home / "state", options.turns, options.steps)
-    ready_s, first_s, rss, loaded = [], [], 0, set()
+    ready_s, cpu_s, rss, loaded = [], [], 0, set()
+    first_s: dict[str, list[float]] = {"%": [], "step.routed": []}
     for _ in range(options.runs):
         last = last_seq(home) if options.turns else 0
         began_s = time.monotonic()
-        watching = asyncio.create_task(until_new_event(home, last)) if options.turns else None
+        watching = {
+            kind: asyncio.create_task(until_new_event(home, last, kind))
+            for kind in (first_s if options.turns else ())
+        }
         daemon = await start(home)
         ready_s.append(time.monotonic() - began_s)
-        if watching is not None:
-            first_s.append(await watching - began_s)
+        cpu_s.append(cpu_seconds(daemon.process.pid))
+        for kind, event in watching.items():
+            first_s[kind].append(await event - began_s)
         status = await daemon.get("/api/status")
         rss = max(rss, int(status["rss_bytes"]))
         maps = Path(f"/proc/{daemon.process.pid}/maps").read_text()
@@ -83,6 +90,7 @@ async def measure(home: Path, options: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "ready_s_median": round(statistics.median(ready_s), 3),
         "ready_s_max": round(max(ready_s), 3),
+        "cpu_s_at_ready_median": round(statistics.median(cpu_s), 3),
         "rss_mib_no_model": round(rss / (1 << 20), 1),
         "model_libraries_loaded": len(loaded),
     }
@@ -90,21 +98,34 @@ async def measure(home: Path, options: argparse.Namespace) -> dict[str, Any]:
         figures |= {
             "turns": options.turns,
             "steps": options.steps,
-            "first_new_event_s_median": round(statistics.median(first_s), 3),
+            "first_new_event_s_median": round(statistics.median(first_s["%"]), 3),
+            "first_step_routed_s_median": round(statistics.median(first_s["step.routed"]), 3),
         }
     return figures
 
 
 def last_seq(home: Path) -> int:
-    with sqlite3.connect(f"file:{home / 'state' / FILE_NAME}?mode=ro", uri=True) as reader:
-        return int(reader.execute("SELECT max(seq) FROM event").fetchone()[0])
+    return _rows(home, "SELECT max(seq) FROM event")[0][0]
 
 
-async def until_new_event(home: Path, last: int) -> float:
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far: fields 14 and 15 of its stat file."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def until_new_event(home: Path, last: int, kind: str) -> float:
+    """The moment the journal has an event after `last` of a kind (an SQL pattern)."""
+    query = "SELECT 1 FROM event WHERE seq > ? AND kind LIKE ? LIMIT 1"
     async with asyncio.timeout(NEW_EVENT_S):
-        while last_seq(home) <= last:
+        while not _rows(home, query, last, kind):
             await asyncio.sleep(0.01)
     return time.monotonic()
+
+
+def _rows(home: Path, query: str, *values: object) -> list[tuple[int]]:
+    with closing(sqlite3.connect(f"file:{home / 'state' / FILE_NAME}?mode=ro", uri=True)) as reader:
+        return reader.execute(query, values).fetchall()
 
 
 async def write_turns(state: Path, turns: int, steps: int) -> None:
@@ -121,7 +142,7 @@ async def _write_turn(journal: Journal, steps: int) -> None:
     accepted = ev.TurnAccepted(agent="assistant", owner_uid=0, message=question)
     drafts = [accepted.draft(session, turn)]
     for step in range(steps):
-        call = ToolCallBlock(f"c{step}", "read_file", {"path": "x" * 900})
+        call = ToolCallBlock(f"c{step}", "read_file", {"path": f"{step:04d}" + "x" * 900})
         answer = message_to_json(Message(Role.ASSISTANT, (TextBlock("t" * 100), call)))
         result = block_to_json(ToolResultBlock(call.call_id, (TextBlock("r" * 1000),)))
         bodies = (
