@@ -1,4 +1,4 @@
-"""Engine scripted: replays replies, delays, token rates and faults from a file.
+r"""Engine scripted: replays replies, delays, token rates and faults from a file.
 
 For demonstrations and tests of everything above the engine; a real engine in the conformance
 suite, used only where a model is configured so. The file is JSON: a list of entries, tried in
@@ -7,7 +7,11 @@ result) fits and whose `times` are not used up answers.
 
     [{"match": "weather", "tool_calls": [{"name": "shell", "arguments": {"command": "date"}}]},
      {"reply": "It is sunny.", "tokens_per_s": 40, "delay_s": 0.2},
+     {"match": "double (\\d+)", "reply": "\\1\\1"},
      {"fault": "crash", "times": 1}]
+
+What a group of `match` found stands in the reply and the arguments for `\\1`, `\\2` and so on, up
+to `\\9`.
 
 A fault happens after `reply` was streamed: `crash` (the instance dies), `error` (this answer
 fails, retryable), `broken` (not retryable), `overloaded`, `cut` (ends without its proper end),
@@ -81,6 +85,7 @@ class Entry(BaseModel):
     fault: Literal["crash", "error", "broken", "overloaded", "cut", "hang"] | None = None
 
 
+_GROUP = re.compile(r"\\([1-9])")
 _SCRIPT = TypeAdapter(tuple[Entry, ...])
 
 
@@ -190,9 +195,10 @@ class ScriptedEngine:
         for number, entry in enumerate(self._entries):
             if entry.times is not None and self._uses[number] >= entry.times:
                 continue
-            if re.search(entry.match, asked):
+            found = re.search(entry.match, asked)
+            if found is not None:
                 self._uses[number] += 1
-                return entry
+                return _filled(entry, found)
         raise EngineError(f"script {self._path.name} has no reply for this", hint="add one")
 
     async def _suffer(self, entry: Entry) -> None:
@@ -215,6 +221,33 @@ class ScriptedEngine:
                 await asyncio.Event().wait()
             case None:
                 return
+
+
+def _filled(entry: Entry, found: re.Match[str]) -> Entry:
+    """The entry with what the groups of its `match` found; itself if there are none."""
+    if not found.re.groups:
+        return entry
+    calls = tuple(
+        call.model_copy(update={"arguments": _expanded(call.arguments, found)})
+        for call in entry.tool_calls
+    )
+    reply = _expanded(entry.reply, found)
+    return entry.model_copy(update={"reply": reply, "tool_calls": calls})
+
+
+def _expanded(value: Json, found: re.Match[str]) -> Json:
+    match value:
+        case str():
+            groups = (found[0], *found.groups(""))
+            return _GROUP.sub(
+                lambda n: groups[int(n[1])] if int(n[1]) < len(groups) else n[0], value
+            )
+        case dict():
+            return {name: _expanded(part, found) for name, part in value.items()}
+        case list():
+            return [_expanded(part, found) for part in value]
+        case _:
+            return value
 
 
 def _deltas(entry: Entry) -> list[Delta]:

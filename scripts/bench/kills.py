@@ -17,18 +17,24 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aiohttp import web
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
+from appliance.store.database import FILE_NAME  # noqa: E402
 from scripts.bench.report import report  # noqa: E402
 from tests.daemons import Daemon, start  # noqa: E402
 
@@ -38,16 +44,30 @@ engine = "scripted"
 script = "script.json"
 slots = 64
 
+[network]
+allowed_hosts = ["127.0.0.1:PORT"]
+
+[tools]
+fetch_enabled = true
+
 [agents.worker]
 models = ["main"]
 policy = "local-only"
-tools = ["read_file", "write_file", "edit_file", "list_files", "search_files", "shell"]
+tools = ["read_file", "write_file", "edit_file", "list_files", "search_files", "shell", "fetch",
+         "ask_agent", "remember", "recall"]
+delegates_to = ["helper"]
+approvals = [{ tool = "*", decision = "allow" }]
+
+[agents.helper]
+models = ["main"]
+policy = "local-only"
+tools = ["shell"]
 approvals = [{ tool = "*", decision = "allow" }]
 """
 
-TURNS_AT_ONCE = 6
-UP_S_MAX = 2.5
-"""The daemon lives at most this long between two kills."""
+TURNS_AT_ONCE = 2
+UP_S_MAX = 1.0
+"""The daemon lives at most this long between two kills, counted from when it answers."""
 
 UNFINISHED = {"queued", "running", "waiting_approval"}
 
@@ -63,27 +83,32 @@ class Count:
     kills: int = 0
 
 
-def script(turns: int) -> list[dict[str, Any]]:
-    """Every turn: append by shell, write, append again by edit, read, then say done."""
-    entries: list[dict[str, Any]] = []
-    for number in range(turns):
-        n = f"{number:05d}"
-        edit = {"path": f"notes-{n}.txt", "old": "tail", "new": f"edit {n}\ntail"}
-        entries += [
-            {"match": f"task {n}", "tool_calls": [
-                {"name": "shell", "arguments": {
-                    "command": f"echo shell {n} >> effects.log; sleep 0.0{number % 10}; "
-                               f"echo did-one {n}"}}]},
-            {"match": f"did-one {n}", "tool_calls": [
-                {"name": "write_file", "arguments": {
-                    "path": f"notes-{n}.txt", "content": f"note {n}\ntail"}},
-                {"name": "read_file", "arguments": {"path": "effects.log"}},
-                {"name": "edit_file", "arguments": edit},
-                {"name": "shell", "arguments": {
-                    "command": f"echo second {n} >> effects.log; echo did-two {n}"}}]},
-            {"match": f"did-two {n}", "reply": f"done {n}", "tokens_per_s": 100},
-        ]  # fmt: skip
-    return entries
+def call(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"name": name, "arguments": arguments}
+
+
+def script(address: str) -> list[dict[str, Any]]:
+    """Every turn uses every built-in tool; what has an effect leaves a line that says whose."""
+    notes = r"notes-\1.txt"
+    return [
+        {"match": r"task (\d{4}(\d))", "tool_calls": [
+            call("shell", command=r"echo shell \1 >> effects.log; sleep 0.0\2; echo did-one \1")]},
+        {"match": r"did-one (\d+)", "tool_calls": [
+            call("write_file", path=notes, content="note \\1\ntail"),
+            call("read_file", path="effects.log"),
+            call("edit_file", path=notes, old="tail", new="edit \\1\ntail"),
+            call("shell", command=r"echo second \1 >> effects.log; echo did-two \1")]},
+        {"match": r"did-two (\d+)", "tool_calls": [
+            call("list_files"), call("search_files", pattern=r"edit \1"),
+            call("fetch", url=rf"http://{address}/page/\1"),
+            call("remember", text=r"fact \1"),
+            call("ask_agent", agent="helper", prompt=r"help \1")]},
+        {"match": r"help (\d+)", "tool_calls": [
+            call("shell", command=r"echo child \1 >> effects.log; echo did-child \1")]},
+        {"match": r"did-child (\d+)", "reply": r"helped \1"},
+        {"match": r"helped (\d+)", "tool_calls": [call("recall", query=r"\1")]},
+        {"match": r"fact (\d+)", "reply": r"done \1", "tokens_per_s": 100},
+    ]  # fmt: skip
 
 
 async def main() -> None:
@@ -104,10 +129,38 @@ async def main() -> None:
 
 
 async def measure(home: Path, options: argparse.Namespace) -> dict[str, Any]:
-    turns = options.kills * TURNS_AT_ONCE + TURNS_AT_ONCE
-    (home / "config.toml").write_text(CONFIG)
-    (home / "script.json").write_text(json.dumps(script(turns)))
     chance, count = random.Random(options.seed), Count()
+    async with serving_pages() as (address, pages):
+        (home / "config.toml").write_text(CONFIG.replace("127.0.0.1:PORT", address))
+        (home / "script.json").write_text(json.dumps(script(address)))
+        return {**await kill_and_count(home, options, chance, count), "pages": len(pages)}
+
+
+@asynccontextmanager
+async def serving_pages() -> AsyncIterator[tuple[str, set[str]]]:
+    """A web server for `fetch`, its address, and the paths it was asked for so far."""
+    asked: set[str] = set()
+
+    async def page(request: web.Request) -> web.Response:
+        asked.add(request.path)
+        return web.Response(text=f"this is {request.path}")
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", page)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        host, port = runner.addresses[0][:2]
+        yield f"{host}:{port}", asked
+    finally:
+        await runner.cleanup()
+
+
+async def kill_and_count(
+    home: Path, options: argparse.Namespace, chance: random.Random, count: Count
+) -> dict[str, Any]:
     for _ in range(options.kills):
         daemon = await restart(home, count)
         await until_killed(daemon, count, chance, options)
@@ -137,7 +190,7 @@ async def until_killed(
         for _ in range(TURNS_AT_ONCE):
             number, count.asked = count.asked, count.asked + 1
             count.accepted[number] = await daemon.start_turn(f"task {number:05d}", "worker")
-            await asyncio.sleep(chance.uniform(0, 0.1))
+            await asyncio.sleep(chance.uniform(0, 0.3))
 
     task = asyncio.create_task(starting())
     await asyncio.sleep(chance.uniform(0.05, UP_S_MAX))
@@ -190,8 +243,12 @@ async def settle(daemon: Daemon, home: Path, count: Count) -> dict[str, Any]:
     )
     for note in (home / "state" / "workspaces").glob("*/notes-*.txt"):
         effects.update(line for line in note.read_text().splitlines() if line.startswith("edit"))
+    effects.update(remembered(home))
     done = [number for number, state in states.items() if state == "done"]
-    wanted = {f"{kind} {number:05d}" for number in done for kind in ("shell", "second", "edit")}
+    kinds = ("shell", "second", "edit", "fact", "child")
+    wanted = {f"{kind} {number:05d}" for number in done for kind in kinds}
+    listed = {turn["turn"] for turn in
+              (await daemon.get("/api/turns", status="in_doubt", limit=1000))["turns"]}  # fmt: skip
     doctor = await daemon.get("/api/doctor")
     chain = next(check for check in doctor["checks"] if check["name"] == "journal")
     return {
@@ -202,12 +259,25 @@ async def settle(daemon: Daemon, home: Path, count: Count) -> dict[str, Any]:
         "lost": lost,
         "twice": sum(times - 1 for times in effects.values()),
         "in_doubt": in_doubt,
+        "in_doubt_unlisted": sum(
+            count.accepted[number] not in listed
+            for number, state in states.items()
+            if state == "in_doubt"
+        ),
         "effects": sum(effects.values()),
         "missing": len(wanted - effects.keys()),
         "restart_p50_s": round(statistics.median(count.restarts_s), 3),
         "restart_p95_s": round(sorted(count.restarts_s)[int(len(count.restarts_s) * 0.95)], 3),
         "chain_ok": chain["ok"],
     }
+
+
+def remembered(home: Path) -> list[str]:
+    """Every fact that was kept, as often as it was kept."""
+    file = home / "state" / FILE_NAME
+    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as reader:
+        rows = reader.execute("SELECT body FROM event WHERE kind = 'note.remembered'").fetchall()
+    return [json.loads(body)["text"] for (body,) in rows]
 
 
 if __name__ == "__main__":
