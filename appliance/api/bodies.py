@@ -224,6 +224,9 @@ class Approval(ApiModel):
     created_ms: int
     expires_ms: int | None
     decided_by: int | None = None
+    fields: dict[str, Any] | None = Field(
+        None, description="Of a server's question: the JSON schema its answer has to fit."
+    )
 
 
 class ApprovalPage(Page):
@@ -237,6 +240,9 @@ class ApprovalList(ApiModel):
 class AnswerApproval(ApiModel):
     decision: DecisionName
     note: str = Field("", max_length=2000, description="Told to the agent.")
+    content: dict[str, Any] = Field(
+        default_factory=dict, description="What a server's question asks for; see fields."
+    )
 
 
 class Check(ApiModel):

@@ -15,11 +15,11 @@ from appliance.api.endpoint import Call, Endpoint, openapi
 from appliance.api.peer import Role
 from appliance.api.sse import stream_events
 from appliance.errors import BadRequest, NotFound, Refused
-from appliance.store.approvals import ApprovalRow, Approvals
+from appliance.store.approvals import PENDING, ApprovalRow, Approvals
 from appliance.store.index import Index, SessionRow, TurnRow
 from appliance.turns.explain import explain_turn
 from appliance.turns.service import StartTurn, Turns
-from appliance.turns.state import StepState, TurnState
+from appliance.turns.state import QUESTION, StepState, TurnState
 from appliance.types import Label, Message, Priority, text_message
 from appliance.types import Role as Speaker
 from appliance.wire.native import message_from_json, message_to_json, usage_to_json
@@ -319,7 +319,8 @@ class NativeApi:
         return bodies.ApprovalList(approvals=[_approval(row) for row in own])
 
     async def show_approval(self, call: Call) -> bodies.Approval:
-        return _approval(await self._own_approval(call))
+        row = await self._own_approval(call)
+        return _approval(row, await self._fields(row))
 
     async def answer_approval(self, call: Call) -> bodies.Approval:
         row = await self._own_approval(call)
@@ -327,9 +328,17 @@ class NativeApi:
         if answer.decision.endswith("_always") and call.peer.role < Role.OPERATOR:
             raise Refused("a standing decision needs the role operator", hint="use allow_once")
         done = await self._turns.answer(
-            row.approval_id, answer.decision, call.peer.uid, answer.note
+            row.approval_id, answer.decision, call.peer.uid, answer.note, answer.content
         )
         return _approval(done)
+
+    async def _fields(self, row: ApprovalRow) -> dict[str, Any] | None:
+        """What a server that still waits for an answer asks for."""
+        if row.reason != QUESTION or row.status != PENDING:
+            return None
+        turn = await self._turns.turn(row.turn)
+        asked = (each for each in turn.questions if each.approval_id == row.approval_id)
+        return next((each.fields for each in asked), None)
 
     async def _own_approval(self, call: Call) -> ApprovalRow:
         approval_id = call.path["approval"]
@@ -411,7 +420,7 @@ def _step(step: StepState) -> bodies.TurnStep:
     )
 
 
-def _approval(row: ApprovalRow) -> bodies.Approval:
+def _approval(row: ApprovalRow, fields: dict[str, Any] | None = None) -> bodies.Approval:
     return bodies.Approval(
         id=row.approval_id,
         turn=row.turn,
@@ -424,4 +433,5 @@ def _approval(row: ApprovalRow) -> bodies.Approval:
         created_ms=row.created_ms,
         expires_ms=row.expires_ms,
         decided_by=row.decided_by,
+        fields=fields,
     )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from appliance.cli.client import Client
+from appliance.cli.client import Client, RemoteProblem
 from appliance.cli.shared import JsonFlag, age, ask_daemon, clean, err, out, print_json, print_table
+from appliance.errors import BadRequest
 
 app = typer.Typer(no_args_is_help=True, help="Questions of agents that wait for a person.")
 
@@ -57,6 +59,8 @@ def show(context: typer.Context, approval: str, as_json: JsonFlag = False) -> No
     out.print(f"[bold]{escape(found['agent'])}[/bold] asks for {escape(found['tool'])} "
               f"({found['status']})")  # fmt: skip
     out.print(escape(clean(found["summary"])), soft_wrap=True)
+    for name, kind in fields_of(found.get("fields")).items():
+        out.print(f"  --set {escape(clean(name))}=[dim]{escape(clean(kind))}[/dim]")
 
 
 @app.command()
@@ -65,13 +69,17 @@ def allow(
     approval: str,
     always: Annotated[bool, typer.Option(help="And every call like it.")] = False,
     note: Annotated[str, typer.Option(help="Told to the agent.")] = "",
+    values: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=VALUE a server's question asks for.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Let it run.
+    """Let it run, or answer a server's question.
 
     Example: appliance approvals allow appr_…
     """
-    _answer(context, approval, "allow_always" if always else "allow_once", note, as_json)
+    decision = "allow_always" if always else "allow_once"
+    _answer(context, approval, decision, note, as_json, values or [])
 
 
 @app.command()
@@ -89,13 +97,90 @@ def deny(
     _answer(context, approval, "reject_always" if always else "reject_once", note, as_json)
 
 
-def _answer(context: typer.Context, approval: str, decision: str, note: str, as_json: bool) -> None:
-    body = {"decision": decision, "note": note}
-    done = ask_daemon(context, lambda client: client.post(f"/api/approvals/{approval}", body))
+def _answer(
+    context: typer.Context,
+    approval: str,
+    decision: str,
+    note: str,
+    as_json: bool,
+    values: Sequence[str] = (),
+) -> None:
+    async def work(client: Client) -> Any:
+        body: dict[str, Any] = {"decision": decision, "note": note}
+        if values:
+            asked = await client.get(f"/api/approvals/{approval}")
+            body["content"] = content_of(values, asked.get("fields"))
+        return await client.post(f"/api/approvals/{approval}", body)
+
+    done = ask_daemon(context, work)
     if as_json:
         print_json(done)
     else:
         out.print(f"{done['tool']}: {done['status']}")
+
+
+def fields_of(schema: Mapping[str, Any] | None) -> dict[str, str]:
+    """What a question asks for, by name, in words."""
+    wanted: dict[str, str] = {}
+    needed = (schema or {}).get("required", [])
+    for name, field in dict((schema or {}).get("properties", {})).items():
+        choices = field.get("enum")
+        kind = "|".join(map(str, choices)) if choices else str(field.get("type", "text"))
+        said = f"  {field['description']}" if field.get("description") else ""
+        wanted[name] = kind + ("" if name in needed else " (may be left out)") + said
+    return wanted
+
+
+def content_of(values: Sequence[str], schema: Mapping[str, Any] | None) -> dict[str, Any]:
+    """NAME=VALUE pairs as the question's schema types them. Raises `BadRequest` without a name.
+    What does not fit its type stays text; the daemon says what is wrong with it."""
+    properties = dict((schema or {}).get("properties", {}))
+    content: dict[str, Any] = {}
+    for pair in values:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise BadRequest(f"{pair!r} is no NAME=VALUE", hint="appliance approvals show")
+        kind = properties.get(name, {}).get("type", "string")
+        content[name] = text if kind == "string" else _typed(text)
+    return content
+
+
+def _typed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+async def question_live(client: Client, asked: Mapping[str, Any], *, interactive: bool) -> None:
+    """Put a server's question to the person at the terminal, if there is one."""
+    approval, fields = asked["approval_id"], asked["fields"]
+    if not interactive or not sys.stdin.isatty():
+        err.print(f"[yellow]waits for: appliance approvals show {approval}[/yellow]")
+        return
+    err.print(f"\n[bold]{escape(clean(asked['server']))} asks:[/bold]")
+    err.print(escape(clean(asked["message"])), soft_wrap=True)
+    while True:
+        line = await asyncio.to_thread(input, "Answer it? [y]es, [n]o: ")
+        if line.strip().lower() == "n":
+            await client.post(f"/api/approvals/{approval}", {"decision": "reject_once"})
+            return
+        if line.strip().lower() != "y":
+            continue
+        given = [
+            f"{name}={value}"
+            for name, kind in fields_of(fields).items()
+            if (value := await asyncio.to_thread(input, f"{clean(name)} ({clean(kind)}): "))
+        ]
+        body = {"decision": "allow_once", "content": content_of(given, fields)}
+        try:
+            await client.post(f"/api/approvals/{approval}", body)
+        except RemoteProblem as error:
+            err.print(f"[red]{escape(clean(error.message))}[/red]")
+            if error.code != BadRequest.code:  # answered elsewhere, or no longer waited for
+                return
+        else:
+            return
 
 
 async def answer_live(client: Client, asked: Mapping[str, Any], *, interactive: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from appliance.cli.approve import answer_live
+from appliance.cli.approve import answer_live, question_live
 from appliance.cli.client import Client
 from appliance.cli.shared import (
     Exit,
@@ -86,6 +86,8 @@ class Watcher:
                 self._show(item)
             if item["type"] == "approval.asked":
                 await answer_live(self._client, item, interactive=not self._as_json)
+            if item["type"] == "question.asked":
+                await question_live(self._client, item, interactive=not self._as_json)
             if item["type"] in ENDED:
                 return self._end(item)
         err.print("[red]the daemon stopped; the turn goes on when it is back[/red]")

@@ -33,7 +33,13 @@ from appliance.daemon.control import Control
 from appliance.daemon.doctor import run_checks
 from appliance.daemon.engines import Engines
 from appliance.daemon.outside import DaemonSecrets, EgressFetcher, EgressHttp
-from appliance.daemon.ports import AgentNotes, Surroundings, TurnDelegate
+from appliance.daemon.ports import (
+    AgentNotes,
+    Surroundings,
+    TurnDelegate,
+    TurnElicitor,
+    TurnSampler,
+)
 from appliance.daemon.reload import Configuration
 from appliance.daemon.sizes import Sizes
 from appliance.daemon.vram import VramWatch
@@ -144,6 +150,8 @@ async def run_daemon(
                 clock,
                 Ports(
                     delegate=TurnDelegate(lambda: turns),
+                    elicitor=TurnElicitor(lambda: turns),
+                    sampler=TurnSampler(lambda: turns, lambda: configuration.current, clock),
                     notes=AgentNotes(JournalNotes(journal)),
                     fetcher=EgressFetcher(egress),
                     http=EgressHttp(egress, lambda: configuration.current),

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from appliance.clock import Clock, new_id
 from appliance.config.schema import Config
-from appliance.errors import ApplianceError, NotFound
+from appliance.errors import ApplianceError, EngineError, NotFound
 from appliance.memory.notes import JournalNotes
 from appliance.store.approvals import ApprovalRow, GrantRow, Grants
 from appliance.store.journal import IndexRow
 from appliance.tools.ports import Answer, Note
 from appliance.tools.registry import Toolbox
 from appliance.tools.types import FilePolicy, Grant, Intent, ToolContext
+from appliance.turns.events import Bare, LimitOverrides
+from appliance.turns.limits import check, tightened
 from appliance.turns.service import StartTurn, Turns
 from appliance.turns.state import TurnState, TurnStatus
-from appliance.types import Label, Role, text_message
+from appliance.types import Json, Label, Role, text_message
+from appliance.wire.native import message_to_json
 
 DEPTH_MAX = 4
 """Agents asking agents: deeper is a circle, not a division of work."""
@@ -56,6 +60,79 @@ class TurnDelegate:
         if child.status is TurnStatus.DONE:
             return Answer(child.text, child.label)
         return Answer(str(child.error.get("message", "")), child.label, is_error=True)
+
+
+class TurnElicitor:
+    """`tools.ports.Elicitor`: a server's question stands among the approvals of its turn."""
+
+    def __init__(self, turns: Callable[[], Turns]) -> None:
+        self._turns = turns
+
+    async def elicit(
+        self, server: str, message: str, schema: Mapping[str, Json], ctx: ToolContext
+    ) -> Mapping[str, Json] | None:
+        return await self._turns().ask_person(ctx.turn_id, server, message, schema)
+
+
+class TurnSampler:
+    """`tools.ports.Sampler`: a server's prompt is a bare child turn of the agent that called the
+    server, on its label, its policy, and what is left of its money and time."""
+
+    def __init__(self, turns: Callable[[], Turns], config: Callable[[], Config], clock: Clock):
+        self._turns = turns
+        self._config = config
+        self._clock = clock
+
+    async def sample(
+        self,
+        server: str,
+        system: str,
+        messages: tuple[tuple[str, str], ...],
+        max_tokens: int,
+        ctx: ToolContext,
+    ) -> str:
+        turns = self._turns()
+        parent = await turns.turn(ctx.turn_id)
+        said = [text_message(Role(role), text, ctx.label) for role, text in messages]
+        started = await turns.start(
+            StartTurn(
+                agent=ctx.agent,
+                message=said[-1],
+                owner_uid=ctx.uid,
+                label=ctx.label,
+                policy=parent.accepted.policy,
+                limits=self._limits(parent, max_tokens),
+                parent_turn=ctx.turn_id,
+                depth=parent.accepted.depth + 1,
+                bare=Bare(
+                    asked_by=server,
+                    system=system,
+                    earlier=[message_to_json(message) for message in said[:-1]],
+                ),
+            )
+        )
+        try:
+            async for _ in turns.follow(started.turn_id):
+                pass
+        except asyncio.CancelledError:
+            await turns.cancel(started.turn_id, ctx.uid, f"{server} no longer waits for it")
+            raise
+        child = await turns.turn(started.turn_id)
+        if child.status is not TurnStatus.DONE:
+            raise EngineError(str(child.error.get("message", "the model gave no answer")))
+        return child.text
+
+    def _limits(self, parent: TurnState, max_tokens: int) -> LimitOverrides:
+        """Raises `LimitReached` where nothing is left."""
+        accepted = parent.accepted
+        own = tightened(self._config().limits_of(accepted.agent), accepted.limits)
+        left = check(parent, own, (self._clock.wall_ms() - parent.accepted_ms) / 1000)
+        return LimitOverrides(
+            steps_max=1,
+            output_tokens_max=max(1, min(max_tokens, left.output_tokens)),
+            turn_s_max=left.turn_s,
+            spend_micro_usd_max=left.spend_micro_usd,
+        )
 
 
 class AgentNotes:

@@ -51,6 +51,16 @@ class LimitOverrides(BaseModel):
     spend_micro_usd_max: int | None = Field(None, ge=0, description="Micro-dollars in the cloud.")
 
 
+class Bare(BaseModel):
+    """A prompt that is complete in itself: no tools, no memory, not the agent's own system prompt.
+    `earlier` are the messages before the turn's own."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    asked_by: str
+    system: str = ""
+    earlier: list[dict[str, Json]] = []
+
+
 class TurnAccepted(Body):
     kind = "turn.accepted"
     agent: str
@@ -66,6 +76,8 @@ class TurnAccepted(Body):
     depth: int = 0
     workspace: str = ""
     """The session whose workspace its tools use; its own when empty (a child turn shares)."""
+    bare: Bare | None = None
+    """Set for a turn that is one model call on a prompt of somebody else's."""
 
 
 class TurnResumed(Body):
@@ -149,6 +161,30 @@ class ApprovalAnswered(Body):
     note: str = ""
 
 
+class QuestionAsked(Body):
+    """A server asks a person for something while a call to it runs. It waits for the answer, so
+    a question does not outlive it: after a restart it is answered `lost`."""
+
+    kind = "question.asked"
+    approval_id: str
+    step: int
+    server: str
+    message: str
+    fields: dict[str, Json]
+    """JSON schema of the answer: an object of plain values."""
+    expires_ms: int | None = None
+
+
+class QuestionAnswered(Body):
+    """`decision` is allow_once, reject_once, expired or lost; `content` fits the question."""
+
+    kind = "question.answered"
+    approval_id: str
+    decision: str
+    by_uid: int
+    content: dict[str, Json] = {}
+
+
 class ToolIntended(Body):
     kind = "tool.intended"
     step: int
@@ -217,6 +253,8 @@ _KINDS: dict[str, type[Body]] = {
         HistoryCompacted,
         ApprovalAsked,
         ApprovalAnswered,
+        QuestionAsked,
+        QuestionAnswered,
         ToolIntended,
         ToolCompleted,
         ToolInDoubt,

@@ -11,7 +11,7 @@ from appliance.store.approvals import PENDING, ApprovalRow
 from appliance.store.index import TurnRow
 from appliance.store.journal import Event, IndexRow, Journal
 from appliance.turns import events as ev
-from appliance.turns.state import TurnState, apply, fold
+from appliance.turns.state import QUESTION, TurnState, apply, fold
 from appliance.turns.stream import Streams
 from appliance.types import Delta
 
@@ -22,11 +22,17 @@ DURABLE_KINDS = frozenset(
         ev.ToolCompleted.kind,
         ev.ApprovalAsked.kind,
         ev.ApprovalAnswered.kind,
+        ev.QuestionAsked.kind,
+        ev.QuestionAnswered.kind,
         *ev.TERMINAL_KINDS,
     }
 )
 """What must be on disk before anything follows from it. The rest survives a crash of the daemon
 as it is, and after a power cut is simply done again."""
+
+
+ENDED = "ended"
+"""`ApprovalRow.status` of what was never answered because its turn came to an end."""
 
 
 class LiveTurn:
@@ -52,6 +58,7 @@ class LiveTurn:
         self._clock = clock
         self._key = idempotency_key
         self._order = asyncio.Lock()
+        self._expected: dict[str, asyncio.Future[ev.QuestionAnswered]] = {}
 
     @property
     def turn_id(self) -> str:
@@ -63,15 +70,40 @@ class LiveTurn:
 
     async def _append(self, bodies: tuple[ev.Body, ...]) -> None:
         async with self._order:
-            state = self.state
-            drafts = [body.draft(state.session_id, state.turn_id) for body in bodies]
-            after = _foresee(state, bodies)
-            events = await self._journal.append(
-                *drafts,
-                index=self._index_rows(state, after, bodies),
-                durable=any(body.kind in DURABLE_KINDS for body in bodies),
-            )
-            self._fold(events)
+            await self._append_in_order(bodies)
+
+    async def _append_in_order(self, bodies: tuple[ev.Body, ...]) -> None:
+        state = self.state
+        drafts = [body.draft(state.session_id, state.turn_id) for body in bodies]
+        after = _foresee(state, bodies)
+        events = await self._journal.append(
+            *drafts,
+            index=self._index_rows(state, after, bodies),
+            durable=any(body.kind in DURABLE_KINDS for body in bodies),
+        )
+        self._fold(events)
+
+    async def ask(self, question: ev.QuestionAsked) -> asyncio.Future[ev.QuestionAnswered]:
+        """Journal a question of a server; the future has the answer once that is on disk."""
+        answer: asyncio.Future[ev.QuestionAnswered] = asyncio.get_running_loop().create_future()
+        self._expected[question.approval_id] = answer
+        await self.append(question)
+        return answer
+
+    async def answer(self, body: ev.QuestionAnswered) -> bool:
+        """Journal the answer to a question; the first one only. Returns whether it was that."""
+        return await asyncio.shield(self._answer(body))
+
+    async def _answer(self, body: ev.QuestionAnswered) -> bool:
+        async with self._order:
+            waits = any(each.approval_id == body.approval_id for each in self.state.questions)
+            if self.state.is_finished or not waits:
+                return False
+            await self._append_in_order((body,))
+            waiting = self._expected.pop(body.approval_id, None)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(body)
+            return True
 
     def absorb(self, event: Event) -> None:
         """Fold in an event that another task appended for this turn (an answered approval)."""
@@ -109,7 +141,28 @@ class LiveTurn:
                 )
                 row = approval_row(before, asked, before.accepted_ms)
                 rows.append(replace(row, status=body.decision, decided_by=body.by_uid))
+            elif isinstance(body, ev.QuestionAsked):
+                rows.append(question_row(after, body, self._clock.wall_ms()))
+            elif isinstance(body, ev.QuestionAnswered):
+                wanted = body.approval_id
+                question = next(each for each in before.questions if each.approval_id == wanted)
+                row = question_row(before, question, before.accepted_ms)
+                rows.append(replace(row, status=body.decision, decided_by=body.by_uid))
+            elif body.kind in ev.TERMINAL_KINDS:
+                rows += [replace(row, status=ENDED) for row in _pending_rows(before)]
         return rows
+
+    def row_after(self, body: ev.Body) -> TurnRow:
+        """The index row this turn will have once `body` is journalled."""
+        return turn_row(_foresee(self.state, (body,)), self._key, self._clock.wall_ms())
+
+
+def _pending_rows(state: TurnState) -> list[ApprovalRow]:
+    """Of everything this turn still asks a person."""
+    calls = state.steps[-1].calls if state.steps else ()
+    asked = [call.approval for call in calls if call.approval and call.answer is None]
+    open_calls = [approval_row(state, each, state.accepted_ms) for each in asked]
+    return open_calls + [question_row(state, each, state.accepted_ms) for each in state.questions]
 
 
 def approval_row(state: TurnState, asked: ev.ApprovalAsked, now_ms: int) -> ApprovalRow:
@@ -124,6 +177,24 @@ def approval_row(state: TurnState, asked: ev.ApprovalAsked, now_ms: int) -> Appr
         summary=asked.summary,
         reason=asked.reason,
         call_hash=asked.call_hash,
+        status=PENDING,
+        created_ms=now_ms,
+        expires_ms=asked.expires_ms,
+    )
+
+
+def question_row(state: TurnState, asked: ev.QuestionAsked, now_ms: int) -> ApprovalRow:
+    """The derived row of a server's question: it stands among the approvals."""
+    return ApprovalRow(
+        approval_id=asked.approval_id,
+        turn=state.turn_id,
+        session=state.session_id,
+        agent=state.accepted.agent,
+        call_id="",
+        tool=asked.server,
+        summary=asked.message,
+        reason=QUESTION,
+        call_hash="",
         status=PENDING,
         created_ms=now_ms,
         expires_ms=asked.expires_ms,

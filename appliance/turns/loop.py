@@ -11,6 +11,7 @@ from appliance.turns import events as ev
 from appliance.turns import limits as bounds
 from appliance.turns.calls import CallRunner
 from appliance.turns.live import LiveTurn
+from appliance.turns.questions import close_lost
 from appliance.turns.state import CallModel, CarryOut, Finish, next_move
 from appliance.types import Json
 from appliance.wire.native import usage_to_json
@@ -38,6 +39,7 @@ async def run_turn(
     Raises `ApplianceError` when it cannot go on (the caller journals `turn.failed`), and
     `Parked` between two moves when the daemon drains.
     """
+    await close_lost(turn)
     while not turn.state.is_finished:
         move = next_move(turn.state)
         if is_draining() and not isinstance(move, Finish):

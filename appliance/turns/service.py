@@ -8,7 +8,7 @@ task of one group, with a wall around it: what fails inside fails that turn.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
@@ -20,11 +20,12 @@ from appliance.store.approvals import ApprovalRow, Approvals
 from appliance.store.index import Index, SessionRow
 from appliance.store.journal import Event, IndexRow, Journal
 from appliance.turns import events as ev
+from appliance.turns import questions
 from appliance.turns.live import LiveTurn, load_turn, read_turn, turn_row
 from appliance.turns.running import Running, TurnRunner
-from appliance.turns.state import UNFINISHED, TurnState, apply
+from appliance.turns.state import QUESTION, UNFINISHED, TurnState, apply
 from appliance.turns.stream import Item, Streams
-from appliance.types import Label, Message, highest
+from appliance.types import Json, Label, Message, highest
 from appliance.wire.native import message_to_json, usage_to_json
 
 UNFINISHED_MAX = 10_000
@@ -51,6 +52,7 @@ class StartTurn:
     parent_turn: str | None = None
     depth: int = 0
     workspace: str = ""
+    bare: ev.Bare | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,7 @@ class Turns:
             parent_turn=request.parent_turn,
             depth=request.depth,
             workspace=request.workspace,
+            bare=request.bare,
         )
         turn_id = new_id("turn")
         self.streams.open(turn_id)
@@ -262,11 +265,28 @@ class Turns:
         cancelled = ev.TurnCancelled(reason=reason, by_uid=by_uid, usage=usage)
         return not state.is_finished and self._running.cancel(turn_id, cancelled)
 
+    async def ask_person(
+        self, turn_id: str, server: str, message: str, fields: Mapping[str, Json]
+    ) -> Mapping[str, Json] | None:
+        """Put a server's question to a person; see `questions.ask_person`. None as well when the
+        turn does not run."""
+        turn = self._running.get(turn_id)
+        if turn is None:
+            return None
+        within_s = self._config().tools.approval_s
+        return await questions.ask_person(turn, server, message, fields, self._clock, within_s)
+
     async def answer(
-        self, approval_id: str, decision: str, by_uid: int, note: str = ""
+        self,
+        approval_id: str,
+        decision: str,
+        by_uid: int,
+        note: str = "",
+        content: Mapping[str, Json] | None = None,
     ) -> ApprovalRow:
-        """Decide an approval. Answered once: a second answer changes nothing and returns the
-        first. Raises `NotFound`, `BadRequest`, `Conflict` when its turn has ended."""
+        """Decide an approval, or answer a server's question with `content`. Answered once: a
+        second answer changes nothing and returns the first. Raises `NotFound`, `BadRequest`,
+        `Conflict` when its turn has ended."""
         if decision not in DECISIONS:
             raise BadRequest(f"{decision!r} is no decision", hint=f"one of {', '.join(DECISIONS)}")
         async with self._answering:
@@ -278,7 +298,30 @@ class Turns:
             turn = await self._running.awake(row.turn)
             if turn is None:
                 raise Conflict(f"turn {row.turn} has ended", hint="appliance turns")
+            if row.reason == QUESTION:
+                return await self._answered_question(turn, row, decision, by_uid, content or {})
             return await self._answered(turn, row, decision, by_uid, note)
+
+    async def _answered_question(
+        self,
+        turn: LiveTurn,
+        row: ApprovalRow,
+        decision: str,
+        by_uid: int,
+        content: Mapping[str, Json],
+    ) -> ApprovalRow:
+        asked = next((q for q in turn.state.questions if q.approval_id == row.approval_id), None)
+        once = "allow_once" if decision.startswith("allow") else "reject_once"
+        if asked is None or not await turn.answer(
+            ev.QuestionAnswered(
+                approval_id=row.approval_id,
+                decision=once,
+                by_uid=by_uid,
+                content=questions.checked(asked, once, content),
+            )
+        ):
+            raise Conflict(f"{row.tool} no longer waits for an answer", hint="appliance approvals")
+        return replace(row, status=once, decided_by=by_uid)
 
     async def _answered(
         self, turn: LiveTurn, row: ApprovalRow, decision: str, by_uid: int, note: str
@@ -293,7 +336,9 @@ class Turns:
         answered = replace(row, status=decision, decided_by=by_uid)
         draft = body.draft(turn.state.session_id, turn.turn_id)
         standing = self._standing(turn.state, row, decision, by_uid)
-        (event,) = await self._journal.append(draft, index=(answered, *standing), durable=True)
+        (event,) = await self._journal.append(
+            draft, index=(answered, turn.row_after(body), *standing), durable=True
+        )
         self.streams.publish_event(event)
         turn.inbox.put_nowait(event)
         return answered

@@ -52,6 +52,10 @@ IN_DOUBT = "in_doubt"
 """`ApprovalAsked.reason` when the question is whether to repeat a call of unknown outcome."""
 
 
+QUESTION = "question"
+"""`ApprovalRow.reason` of a server's question: what is wanted is an answer, not a permission."""
+
+
 class CallStatus(StrEnum):
     WANTED = "wanted"
     ASKED = "asked"
@@ -111,6 +115,8 @@ class TurnState:
     error: Mapping[str, Json] = field(default_factory=dict)
     last_seq: int = 0
     ended_ms: int | None = None
+    questions: tuple[ev.QuestionAsked, ...] = ()
+    """Of servers in mid-call, not answered yet."""
 
     @property
     def is_finished(self) -> bool:
@@ -230,6 +236,11 @@ def _applied(state: TurnState, body: ev.Body, at_ms: int) -> TurnState:
             )  # fmt: skip
         case ev.ApprovalAnswered():
             return _answered(state, body)
+        case ev.QuestionAsked():
+            return _with_questions(state, (*state.questions, body))
+        case ev.QuestionAnswered(approval_id=answered) if not state.is_finished:
+            left = tuple(q for q in state.questions if q.approval_id != answered)
+            return _with_questions(state, left)
         case ev.ToolIntended():
             return _set_call(
                 state, body.call_id, TurnStatus.RUNNING,
@@ -298,6 +309,11 @@ def _answered(state: TurnState, body: ev.ApprovalAnswered) -> TurnState:
     return _set_call(state, body.call_id, TurnStatus.RUNNING, status=status, answer=body)
 
 
+def _with_questions(state: TurnState, questions: tuple[ev.QuestionAsked, ...]) -> TurnState:
+    status = _status(state.steps[-1].calls, TurnStatus.RUNNING, questions)
+    return replace(state, questions=questions, status=status)
+
+
 def _set_call(
     state: TurnState, call_id: str, turn_status: TurnStatus, **changes: object
 ) -> TurnState:
@@ -306,16 +322,17 @@ def _set_call(
         replace(call, **changes) if call.call.call_id == call_id else call  # type: ignore[arg-type]
         for call in step.calls
     )
-    return replace(
-        _with_step(state, replace(step, calls=calls)), status=_status(calls, turn_status)
-    )
+    status = _status(calls, turn_status, state.questions)
+    return replace(_with_step(state, replace(step, calls=calls)), status=status)
 
 
-def _status(calls: tuple[CallState, ...], otherwise: TurnStatus) -> TurnStatus:
+def _status(
+    calls: tuple[CallState, ...], otherwise: TurnStatus, questions: tuple[ev.QuestionAsked, ...]
+) -> TurnStatus:
     """A turn waits for a person while any of its calls does."""
     if any(call.status is CallStatus.IN_DOUBT for call in calls):
         return TurnStatus.IN_DOUBT
-    if any(call.status is CallStatus.ASKED for call in calls):
+    if questions or any(call.status is CallStatus.ASKED for call in calls):
         return TurnStatus.WAITING_APPROVAL
     return TurnStatus.RUNNING if otherwise in (TurnStatus.WAITING_APPROVAL, TurnStatus.IN_DOUBT) \
         else otherwise  # fmt: skip

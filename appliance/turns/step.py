@@ -50,7 +50,7 @@ from appliance.types import (
     highest,
     text_message,
 )
-from appliance.wire.native import message_to_json, usage_to_json
+from appliance.wire.native import message_from_json, message_to_json, usage_to_json
 
 ATTEMPTS_MAX = 20
 """Attempts at one step over all targets; what each of them may have is `[routing.retry]`'s."""
@@ -168,10 +168,17 @@ class Steps:
         if agent is None:
             raise BadRequest(f"agent {name!r} is no longer configured", hint="appliance agents")
         windows = [config.models[m].context_window for m in agent.models if m in config.models]
-        earlier, said = await self._history.earlier(state, max(windows, default=0))
         current = state.messages()
-        system = (text_message(Role.SYSTEM, agent.system_prompt),) if agent.system_prompt else ()
-        await self._tools.learn(name)
+        bare = state.accepted.bare
+        tools: tuple[ToolSpec, ...] = ()
+        if bare is not None:
+            earlier, said = tuple(map(message_from_json, bare.earlier)), Label.PUBLIC
+            prompt = bare.system
+        else:
+            earlier, said = await self._history.earlier(state, max(windows, default=0))
+            await self._tools.learn(name)
+            prompt, tools = agent.system_prompt, self._tools.specs(name)
+        system = (text_message(Role.SYSTEM, prompt),) if prompt else ()
         return Ready(
             agent_name=name,
             agent=agent,
@@ -180,7 +187,7 @@ class Steps:
             system=system,
             earlier=earlier,
             current=current,
-            tools=self._tools.specs(name),
+            tools=tools,
             label=highest(agent.label, state.label, said),
             left=left,
             deadline_s=self._clock.monotonic() + left.turn_s,

@@ -20,6 +20,7 @@ from mcp.shared.exceptions import MCPError
 from pydantic import ValidationError
 
 from appliance.tools.mcp.catalogue import TOOLS_MAX
+from appliance.tools.mcp.patience import Patience
 from appliance.tools.mcp.stdio import Launch, Pipe, open_pipe
 from appliance.tools.ports import HttpDoor
 from appliance.types import Json
@@ -68,11 +69,15 @@ class Connection:
                 break
         return found
 
-    async def call(self, name: str, arguments: Mapping[str, Json], timeout_s: float) -> Any:
+    async def call(self, name: str, arguments: Mapping[str, Json], patience: Patience) -> Any:
         """One tools/call; returns a `CallToolResult`. Raises `Gone`, `NoAnswer`, `Failed`."""
         params = protocol.CallToolRequestParams(name=name, arguments=dict(arguments))
         request = protocol.CallToolRequest(params=params)
-        return await self._request(request, protocol.CallToolResult, timeout_s)
+        try:
+            async with patience:
+                return await self._request(request, protocol.CallToolResult, None)
+        except TimeoutError:
+            raise NoAnswer(f"no answer in {patience.seconds:.0f} seconds") from None
 
     async def is_alive(self) -> bool:
         """Whether it answers a ping; marks the connection closed if not."""
@@ -85,7 +90,7 @@ class Connection:
             return True
         return True
 
-    async def _request(self, request: Any, result: Any, timeout_s: float) -> Any:
+    async def _request(self, request: Any, result: Any, timeout_s: float | None) -> Any:
         if self.closed.is_set():
             raise Gone(self._why())
         try:
@@ -95,7 +100,7 @@ class Connection:
                 self.closed.set()
                 raise Gone(self._why()) from None
             if error.code == _REQUEST_TIMEOUT:
-                raise NoAnswer(f"no answer in {timeout_s:.0f} seconds") from None
+                raise NoAnswer(f"no answer in {timeout_s or 0:.0f} seconds") from None
             raise Failed(error.message[:1_000]) from None
         except (ValidationError, ValueError, TypeError) as error:
             raise Failed(f"the answer is not the protocol's: {str(error)[:300]}") from None

@@ -11,7 +11,9 @@ broken server costs its callers a sentence, not a start each.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.clock import Clock
 from appliance.config.tools import McpConfig
+from appliance.errors import ApplianceError
 from appliance.tools import schema
 from appliance.tools.mcp import pins
 from appliance.tools.mcp.catalogue import Catalogue, catalogue, digest_of, sound
 from appliance.tools.mcp.launch import folders_needed, resolve
+from appliance.tools.mcp.patience import Asides, Patience
+from appliance.tools.output import visible
 from appliance.tools.ports import Ports
 from appliance.tools.sandbox.limits import UNLIMITED, Limits
 from appliance.tools.sandbox.plan import Cage
@@ -33,9 +38,12 @@ from appliance.types import Json, highest
 if TYPE_CHECKING:
     from appliance.tools.mcp.connection import Connection
 
+log = logging.getLogger(__name__)
+
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 0.8
 """A server that was killed is back within a second, also after some failed starts."""
+MESSAGE_MAX_CHARS = 4_000
 QUESTIONS_MAX = 8
 """Questions and model requests of a server while one call runs."""
 
@@ -54,6 +62,14 @@ class Surroundings:
     never: tuple[str, ...]
     ports: Ports
     clock: Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Ongoing:
+    """A call to a server that is not answered yet."""
+
+    ctx: ToolContext
+    asides: Asides
 
 
 class McpServer:
@@ -76,7 +92,7 @@ class McpServer:
         self._failures = 0
         self._not_before_s = 0.0
         self._offered: pins.Pin | None = None
-        self._calls: list[ToolContext] = []
+        self._calls: list[Ongoing] = []
         self._questions = 0
         pin = pins.load(self._pins, name)
         self.catalogue = self._catalogue(pin) if pin is not None else Catalogue({}, "")
@@ -107,14 +123,18 @@ class McpServer:
         if self._task is not None:
             await asyncio.wait([self._task])
 
-    def calling(self, ctx: ToolContext) -> None:
-        """A call begins; until `called`, the server may ask on its behalf."""
-        self._calls.append(ctx)
-
-    def called(self, ctx: ToolContext) -> None:
-        self._calls.remove(ctx)
-        if not self._calls:
-            self._questions = 0
+    @contextlib.asynccontextmanager
+    async def calling(self, ctx: ToolContext, patience: Patience) -> AsyncIterator[None]:
+        """While a call runs, the server may ask on its behalf; what it asked ends with the call."""
+        call = Ongoing(ctx, Asides(patience))
+        self._calls.append(call)
+        try:
+            yield
+        finally:
+            self._calls.remove(call)
+            if not self._calls:
+                self._questions = 0
+            await call.asides.end()
 
     async def _list_again(self, connection: Connection) -> None:
         """The server said that its tools changed: see whether it is so. Raises `Unavailable`."""
@@ -257,10 +277,11 @@ class McpServer:
 
     async def _ask(self, message: str, wanted: Mapping[str, Json]) -> Mapping[str, Json] | None:
         """A question of the server, put to a person if a call of ours is what it is about."""
-        ctx, elicitor = self._caller(), self._around.ports.elicitor
-        if ctx is None or elicitor is None or schema.schema_problem(dict(wanted)):
+        call, elicitor = self._caller(), self._around.ports.elicitor
+        if call is None or elicitor is None or schema.schema_problem(dict(wanted)):
             return None
-        answer = await elicitor.elicit(self.name, message[:4_000], wanted, ctx)
+        asked = visible(message, MESSAGE_MAX_CHARS)
+        answer = await call.asides.run(elicitor.elicit(self.name, asked, wanted, call.ctx))
         if answer is None or schema.problems(wanted, dict(answer)):
             return None
         return answer
@@ -268,19 +289,26 @@ class McpServer:
     async def _sample(
         self, system: str, messages: tuple[tuple[str, str], ...], max_tokens: int
     ) -> str | None:
-        ctx, sampler = self._caller(), self._around.ports.sampler
-        if ctx is None or sampler is None:
+        call, sampler = self._caller(), self._around.ports.sampler
+        if call is None or sampler is None or not messages:
             return None
-        return await sampler.sample(self.name, system, messages, max_tokens, ctx)
+        try:
+            return await call.asides.run(
+                sampler.sample(self.name, system, messages, max_tokens, call.ctx)
+            )
+        except ApplianceError as error:
+            log.info("%s asked for a model in vain: %s", self.name, error)
+            return None
 
-    def _caller(self) -> ToolContext | None:
+    def _caller(self) -> Ongoing | None:
         """On whose behalf a server asks: the oldest running call, at the highest label of all,
         since the protocol does not say which of several it means. None if it has no business."""
         self._questions += 1
         if not self._calls or self._questions > QUESTIONS_MAX:
             return None
-        label = highest(self.config.label, *(ctx.label for ctx in self._calls))
-        return replace(self._calls[0], label=label)
+        label = highest(self.config.label, *(call.ctx.label for call in self._calls))
+        first = self._calls[0]
+        return Ongoing(replace(first.ctx, label=label), first.asides)
 
 
 async def _first(*events: asyncio.Event) -> None:

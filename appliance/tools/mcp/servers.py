@@ -19,6 +19,7 @@ from typing import Any, Self
 from appliance.config.tools import McpConfig
 from appliance.egress.errand import Errand, on_errand
 from appliance.tools.mcp.catalogue import SEPARATOR, RemoteTool
+from appliance.tools.mcp.patience import Patience
 from appliance.tools.mcp.results import content_of, text_outcome
 from appliance.tools.mcp.server import McpServer, Surroundings, Unavailable
 from appliance.tools.types import (
@@ -205,16 +206,15 @@ class McpServers:
         if ctx.deadline_s is not None:
             timeout_s = min(timeout_s, max(ctx.deadline_s - self._around.clock.monotonic(), 0.01))
         label = highest(ctx.label, server.config.label)
-        server.calling(ctx)
+        patience = Patience(timeout_s)
         errand = Errand(ctx.label, ctx.agent, ctx.turn_id)
         try:
-            with on_errand(errand):
-                result = await connection.call(tool.their_name, intent.arguments, timeout_s)
+            async with server.calling(ctx, patience):
+                with on_errand(errand):
+                    result = await connection.call(tool.their_name, intent.arguments, patience)
         except Failed as error:
             note = f"{server.name} says: {error}"
             return text_outcome(intent, note, ctx, label, self._output_max_bytes(), is_error=True)
-        finally:
-            server.called(ctx)
         return await asyncio.to_thread(
             content_of, result, intent, ctx, label, self._output_max_bytes()
         )
