@@ -16,7 +16,7 @@ from appliance.egress.errand import Errand, current_errand, on_errand
 from appliance.egress.keys import find_key
 from appliance.egress.rules import Purpose
 from appliance.errors import BadRequest, DeadlineExceeded, EngineError, NotFound
-from appliance.tools.ports import Fetched
+from appliance.tools.ports import UNREACHED, Fetched
 from appliance.types import Label
 
 FETCH = Purpose("tool", "fetch")
@@ -92,16 +92,24 @@ class EgressHttp:
 
 
 class _Handshaking(httpx2.AsyncBaseTransport):
-    """Gives the errand of a handshake to requests that are one and have none."""
+    """Gives the errand of a handshake to requests that are one and have none, and an answer to
+    those that reach nobody: the SDK's stream would not survive the exception."""
 
     def __init__(self, lent: httpx2.AsyncClient) -> None:
         self._lent = lent
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        if current_errand() is not None or not _is_handshake(await request.aread(), request.method):
-            return await self._lent.send(request, stream=True)
-        with on_errand(Errand(Label.PUBLIC)):
-            return await self._lent.send(request, stream=True)
+        try:
+            if current_errand() is not None or not _is_handshake(
+                await request.aread(), request.method
+            ):
+                return await self._lent.send(request, stream=True)
+            with on_errand(Errand(Label.PUBLIC)):
+                return await self._lent.send(request, stream=True)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            reason = f"{request.url.host} cannot be reached: {str(error) or type(error).__name__}"
+            told = reason.encode("ascii", "replace").decode()
+            return httpx2.Response(502, headers={UNREACHED: told}, request=request)
 
 
 class DaemonSecrets:

@@ -81,8 +81,13 @@ class Sampler(Protocol):
     ) -> str: ...
 
 
+UNREACHED = "appliance-unreached"
+"""Header of the answer that stands for a server which no connection could be made to: why."""
+
+
 class HttpDoor(Protocol):
-    """An HTTP client through egress for one MCP server's URL (an `httpx2.AsyncClient`)."""
+    """An HTTP client through egress for one MCP server's URL (an `httpx2.AsyncClient`). As behind
+    a gateway, a server that cannot be reached is an answer (502, with `UNREACHED`)."""
 
     def client(self, url: str, bearer: str) -> AbstractAsyncContextManager[Any]: ...
 

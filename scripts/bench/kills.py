@@ -247,7 +247,7 @@ async def settle(daemon: Daemon, home: Path, count: Count) -> dict[str, Any]:
     done = [number for number, state in states.items() if state == "done"]
     kinds = ("shell", "second", "edit", "fact", "child")
     wanted = {f"{kind} {number:05d}" for number in done for kind in kinds}
-    listed = {turn["turn"] for turn in
+    listed = {turn["id"] for turn in
               (await daemon.get("/api/turns", status="in_doubt", limit=1000))["turns"]}  # fmt: skip
     doctor = await daemon.get("/api/doctor")
     chain = next(check for check in doctor["checks"] if check["name"] == "journal")

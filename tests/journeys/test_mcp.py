@@ -39,9 +39,14 @@ SCRIPT = [
 
 def write_mcp_home(home: Path, folder: Path, behaviour: str) -> Path:
     folder.mkdir()
-    server = REPOSITORY / "tests" / "fakes" / "mcp" / "server.py"
-    command = json.dumps([sys.executable, str(server), behaviour, str(folder)])
+    command = mcp_command(behaviour, folder)
     return write_home(home, SCRIPT, CONFIG.format(command=command, folder=folder))
+
+
+def mcp_command(behaviour: str, folder: Path) -> str:
+    """The array of `[mcp.fake] command`."""
+    server = REPOSITORY / "tests" / "fakes" / "mcp" / "server.py"
+    return json.dumps([sys.executable, str(server), behaviour, str(folder)])
 
 
 async def in_doubt(daemon: Daemon, home: Path) -> tuple[str, dict[str, Any]]:

@@ -103,18 +103,18 @@ async def test_a_call_cancelled_before_it_began_does_not_run(
 
 
 @pytest.mark.parametrize(
-    ("command", "ended_by"),
+    ("command", "timeout_s", "ended_by"),
     [
-        ("sleep 60", "timeout"),
-        ("tail /dev/zero", "memory"),
-        ("i=0; while [ $i -lt 9 ]; do head -c 9000000 /dev/zero > f$i; i=$((i+1)); done; sleep 9",
-         "disk"),
+        ("sleep 60", 1.0, "timeout"),
+        ("tail /dev/zero", 60.0, "memory"),
+        ("i=0; while [ $i -lt 9 ]; do head -c 9000000 /dev/zero > f$i; i=$((i+1)); done; sleep 90",
+         60.0, "disk"),
     ],
 )  # fmt: skip
 async def test_a_call_over_its_bounds_is_ended(
-    tmp_path: Path, calls: DetachedCalls, command: str, ended_by: str
+    tmp_path: Path, calls: DetachedCalls, command: str, timeout_s: float, ended_by: str
 ) -> None:
-    done = await calls.run(job(tmp_path, command, timeout_s=3.0))
+    done = await calls.run(job(tmp_path, command, timeout_s=timeout_s))
     assert isinstance(done, Done)
     assert done.ended_by == ended_by
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from pydantic import ValidationError
 from appliance.tools.mcp.catalogue import TOOLS_MAX
 from appliance.tools.mcp.patience import Patience
 from appliance.tools.mcp.stdio import Launch, Pipe, open_pipe
-from appliance.tools.ports import HttpDoor
+from appliance.tools.ports import UNREACHED, HttpDoor
 from appliance.types import Json
 
 PAGES_MAX = 16
@@ -38,12 +39,57 @@ class Gone(Exception):
     """The connection ended, or never came up; the message says why."""
 
 
+class Unread(Gone):
+    """The server, or the way to it, turned a request away before anything came of it."""
+
+
 class NoAnswer(Exception):
     """The server did not answer one request in time."""
 
 
 class Failed(Exception):
     """The server answered with an error, or with something that is not the protocol."""
+
+
+@dataclass(slots=True)
+class _Answer:
+    """How a request over HTTP was answered. The SDK makes one error of all that went wrong, but
+    its tasks inherit the sender's context, so this can be written down beside it."""
+
+    status: int = 0
+    reason: str = ""
+    was_reached: bool = True
+
+    @property
+    def is_unread(self) -> bool:
+        """401 to 403 are answers of a doorkeeper; 404 means a session that the server forgot."""
+        return not self.was_reached or self.status in (401, 403, 404)
+
+    def told(self, message: str) -> str:
+        if not self.was_reached:
+            return self.reason
+        return f"{message} (HTTP {self.status} {self.reason})" if self.status >= 400 else message
+
+
+_ANSWER: ContextVar[_Answer | None] = ContextVar("_ANSWER", default=None)
+
+
+async def _note_answer(response: Any) -> None:
+    answer = _ANSWER.get()
+    if answer is not None:
+        answer.status, answer.reason = response.status_code, response.reason_phrase
+        if UNREACHED in response.headers:
+            answer.was_reached, answer.reason = False, response.headers[UNREACHED]
+
+
+@contextlib.contextmanager
+def _answered() -> Iterator[_Answer]:
+    answer = _Answer()
+    token = _ANSWER.set(answer)
+    try:
+        yield answer
+    finally:
+        _ANSWER.reset(token)
 
 
 @dataclass(slots=True)
@@ -70,7 +116,10 @@ class Connection:
         return found
 
     async def call(self, name: str, arguments: Mapping[str, Json], patience: Patience) -> Any:
-        """One tools/call; returns a `CallToolResult`. Raises `Gone`, `NoAnswer`, `Failed`."""
+        """One tools/call; returns a `CallToolResult`.
+
+        Raises `Unread` (nothing came of it), `Gone`, `NoAnswer`, `Failed`.
+        """
         params = protocol.CallToolRequestParams(name=name, arguments=dict(arguments))
         request = protocol.CallToolRequest(params=params)
         try:
@@ -92,16 +141,25 @@ class Connection:
 
     async def _request(self, request: Any, result: Any, timeout_s: float | None) -> Any:
         if self.closed.is_set():
-            raise Gone(self._why())
+            raise Unread(self._why())
+        with _answered() as answer:
+            return await self._send(request, result, timeout_s, answer)
+
+    async def _send(
+        self, request: Any, result: Any, timeout_s: float | None, answer: _Answer
+    ) -> Any:
         try:
             return await self.session.send_request(request, result, timeout_s)
         except MCPError as error:
+            if answer.is_unread:
+                self.closed.set()
+                raise Unread(answer.told(error.message)) from None
             if self.closed.is_set() or error.code == protocol.CONNECTION_CLOSED:
                 self.closed.set()
                 raise Gone(self._why()) from None
             if error.code == _REQUEST_TIMEOUT:
                 raise NoAnswer(f"no answer in {timeout_s or 0:.0f} seconds") from None
-            raise Failed(error.message[:1_000]) from None
+            raise Failed(answer.told(error.message[:1_000])) from None
         except (ValidationError, ValueError, TypeError) as error:
             raise Failed(f"the answer is not the protocol's: {str(error)[:300]}") from None
 
@@ -127,12 +185,13 @@ async def open_http(
     url: str, bearer: str, door: HttpDoor, ask: Ask, sample: Sample
 ) -> AsyncIterator[Connection]:
     """Connect to a server over streamable HTTP, through egress."""
-    async with (
-        door.client(url, bearer) as client,
-        streamable_http_client(url, http_client=client) as (incoming, outgoing),
-        _session(incoming, outgoing, asyncio.Event(), None, ask, sample) as connection,
-    ):
-        yield connection
+    async with door.client(url, bearer) as client:
+        client.event_hooks = {"response": [_note_answer]}
+        async with (
+            streamable_http_client(url, http_client=client) as (incoming, outgoing),
+            _session(incoming, outgoing, asyncio.Event(), None, ask, sample) as connection,
+        ):
+            yield connection
 
 
 @contextlib.asynccontextmanager
@@ -177,10 +236,12 @@ async def _session(
     ) as session:
         connection = Connection(session, closed, pipe)
         try:
-            await session.initialize()
+            with _answered() as answer:
+                await session.initialize()
         except MCPError as error:
             if error.code != _METHOD_NOT_FOUND:
-                raise Gone(connection._why() if closed.is_set() else error.message) from None
+                why = connection._why() if closed.is_set() else answer.told(error.message)
+                raise Gone(why) from None
             await session.discover()
         except (ValidationError, ValueError, RuntimeError) as error:
             raise Failed(f"the handshake is not the protocol's: {str(error)[:300]}") from None

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.clock import Clock
 from appliance.config.tools import McpConfig
+from appliance.egress.errand import Errand, take_up
 from appliance.errors import ApplianceError
 from appliance.tools import schema
 from appliance.tools.mcp import pins
@@ -33,7 +34,7 @@ from appliance.tools.sandbox.limits import UNLIMITED, Limits
 from appliance.tools.sandbox.plan import Cage
 from appliance.tools.sandbox.report import SandboxReport
 from appliance.tools.types import ToolContext
-from appliance.types import Json, highest
+from appliance.types import Json, Label, highest
 
 if TYPE_CHECKING:
     from appliance.tools.mcp.connection import Connection
@@ -302,12 +303,15 @@ class McpServer:
 
     def _caller(self) -> Ongoing | None:
         """On whose behalf a server asks: the oldest running call, at the highest label of all,
-        since the protocol does not say which of several it means. None if it has no business."""
+        since the protocol does not say which of several it means. None if it has no business.
+        What we answer goes out on that call's errand; a refusal says nothing of anybody."""
         self._questions += 1
         if not self._calls or self._questions > QUESTIONS_MAX:
+            take_up(Errand(Label.PUBLIC))
             return None
         label = highest(self.config.label, *(call.ctx.label for call in self._calls))
         first = self._calls[0]
+        take_up(Errand(label, first.ctx.agent, first.ctx.turn_id))
         return Ongoing(replace(first.ctx, label=label), first.asides)
 
 

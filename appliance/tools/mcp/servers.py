@@ -33,8 +33,9 @@ from appliance.tools.types import (
 from appliance.types import Effect, ImageBlock, Label, TextBlock, ToolSpec, highest
 from appliance.wire.native import block_from_json, block_to_json
 
-ATTEMPTS_MAX = 4
-"""Of a call that may be repeated: the first, and three restarts of a dying server."""
+ATTEMPTS_MAX = 6
+"""Of a call that may be repeated: the first, and five more over the 1.5 seconds that the back-off
+of a dying server makes of them."""
 
 
 class McpServers:
@@ -154,23 +155,32 @@ class McpServers:
     async def _once(
         self, server: McpServer, tool: RemoteTool, intent: Intent, ctx: ToolContext, key: str
     ) -> ToolOutcome | InDoubt:
-        from appliance.tools.mcp.connection import Gone, NoAnswer
+        from appliance.tools.mcp.connection import Gone, NoAnswer, Unread
 
         kept = self._kept(intent, key)
         if kept is not None:
             return kept
-        try:
-            connection = await server.connection()
-        except Unavailable as error:
-            return error_outcome(intent.call_id, f"{error}. The call did not run.", ctx.label)
-        (self._calls_dir / f"{key}.sent").touch()
-        try:
-            outcome = await self._call(connection, server, tool, intent, ctx)
-        except (Gone, NoAnswer) as error:
-            await connection.is_alive()
-            return InDoubt(intent.call_id, f"{server.name}: {error}, after the call was sent")
-        await asyncio.to_thread(self._keep, key, intent, outcome)
-        return outcome
+        mark = self._calls_dir / f"{key}.sent"
+        reason = ""
+        for _ in range(ATTEMPTS_MAX):
+            try:
+                connection = await server.connection()
+            except Unavailable as error:
+                reason = str(error)
+                break
+            mark.touch()
+            try:
+                outcome = await self._call(connection, server, tool, intent, ctx)
+            except Unread as error:
+                mark.unlink()
+                reason = f"{server.name}: {error}"
+                continue
+            except (Gone, NoAnswer) as error:
+                await connection.is_alive()
+                return InDoubt(intent.call_id, f"{server.name}: {error}, after the call was sent")
+            await asyncio.to_thread(self._keep, key, intent, outcome)
+            return outcome
+        return error_outcome(intent.call_id, f"{reason}. The call did not run.", ctx.label)
 
     async def _again(
         self, server: McpServer, tool: RemoteTool, intent: Intent, ctx: ToolContext
