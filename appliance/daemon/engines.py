@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from appliance.clock import Clock
 from appliance.config.manifest import ModelFile, model_path
@@ -18,15 +17,13 @@ from appliance.egress.rules import Purpose
 from appliance.engines.base import Engine
 from appliance.engines.llamacpp.engine import LlamaCppEngine
 from appliance.engines.llamacpp.params import LlamaCppParams
+from appliance.engines.provider.meter import Meter
 from appliance.engines.scripted import ScriptedEngine
 from appliance.errors import ModelBroken
 from appliance.gpu.gguf import precheck
 from appliance.gpu.types import Placement
 
 log = logging.getLogger(__name__)
-if TYPE_CHECKING:
-    from appliance.engines.claude.engine import Meter
-
 worker_log = logging.getLogger("appliance.worker")
 
 

@@ -84,7 +84,7 @@ class Hold:
 
 
 class Budgets:
-    """Satisfies `turns.step.Spending`, `turns.places.Purse` and the Claude engine's `Meter`.
+    """Satisfies `turns.step.Spending`, `turns.places.Purse` and `engines.provider.meter`.
 
     `async with`: entering closes what a killed process left open and loads the mirror.
     """
@@ -138,7 +138,7 @@ class Budgets:
         amounts = None if usage is None else _amounts(usage)
         await asyncio.shield(self._close(call.rows, amounts, assumed=assumed))
 
-    # --- engines.claude's Meter -----------------------------------------------------------------
+    # --- engines.provider.meter ----------------------------------------------------------------
 
     async def sent(self, turn_id: str, guess: Usage) -> None:
         """The turn's call is about to leave. Not on disk yet when it returns, but safe from a

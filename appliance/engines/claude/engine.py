@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import anthropic
 import httpx2
@@ -29,12 +29,13 @@ from appliance.config.models import ClaudeModel
 from appliance.egress.errand import Errand, on_errand
 from appliance.egress.rates import retry_after_s
 from appliance.engines.base import EngineFacts, InstanceState
-from appliance.engines.claude import faults
-from appliance.engines.claude.bill import Tally, usage_of
-from appliance.engines.claude.faults import Stage
-from appliance.engines.claude.patience import Patience, Waiting
 from appliance.engines.claude.reader import Malformed, Reader, StreamError
 from appliance.engines.claude.request import count_body, messages_body
+from appliance.engines.provider import faults
+from appliance.engines.provider.bill import Tally, usage_of
+from appliance.engines.provider.faults import Stage
+from appliance.engines.provider.meter import Meter
+from appliance.engines.provider.patience import Patience, Waiting
 from appliance.errors import ApplianceError, BadRequest, EngineError, EngineTimeout
 from appliance.types import (
     Completion,
@@ -42,7 +43,6 @@ from appliance.types import (
     GenerateRequest,
     Message,
     ToolSpec,
-    Usage,
     highest,
 )
 from appliance.wire.anthropic import tool_names
@@ -60,22 +60,6 @@ _KEPT_HEADERS = frozenset(
 )
 
 T = TypeVar("T")
-
-
-class Meter(Protocol):
-    """Hears what a running call may cost and has cost (`scheduler.budgets`)."""
-
-    async def sent(self, turn_id: str, guess: Usage) -> None:
-        """The request is about to leave; the prompt alone is guessed to cost this."""
-        ...
-
-    async def refused(self, turn_id: str) -> None:
-        """It was not taken: nothing is due."""
-        ...
-
-    async def seen(self, turn_id: str, usage: Usage) -> None:
-        """It was taken, and has cost this so far."""
-        ...
 
 
 class ClaudeEngine:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from appliance.engines.claude.bill import Tally, tallied
+from appliance.engines.provider.bill import Tally, tallied
 from appliance.types import (
     Block,
     Delta,

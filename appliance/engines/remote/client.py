@@ -21,10 +21,10 @@ from appliance.clock import Clock, new_id
 from appliance.config.models import Prices
 from appliance.egress.errand import Errand, on_errand
 from appliance.egress.rates import retry_after_s
-from appliance.engines.claude import faults
-from appliance.engines.claude.bill import Tally, usage_of
-from appliance.engines.claude.faults import Stage
-from appliance.engines.claude.patience import Patience, Waiting
+from appliance.engines.provider import faults
+from appliance.engines.provider.bill import Tally, usage_of
+from appliance.engines.provider.faults import Stage
+from appliance.engines.provider.patience import Patience, Waiting
 from appliance.engines.remote.reader import Malformed, Reader
 from appliance.errors import ApplianceError, BadRequest, PromptTooLong
 from appliance.types import Completion, Delta, GenerateRequest, Json, highest

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import httpx2
 
@@ -16,15 +16,13 @@ from appliance.clock import Clock
 from appliance.config.models import RemoteModel
 from appliance.egress.errand import Errand
 from appliance.engines.base import EngineFacts, InstanceState
-from appliance.engines.claude.bill import Tally, usage_of
-from appliance.engines.claude.patience import Patience
+from appliance.engines.provider.bill import Tally, usage_of
+from appliance.engines.provider.meter import Meter
+from appliance.engines.provider.patience import Patience
 from appliance.engines.remote.client import ChatClient
 from appliance.engines.remote.request import chat_body
 from appliance.errors import ApplianceError, BadRequest, CutStream, EngineTimeout
 from appliance.types import Completion, Delta, GenerateRequest, Label, Message, ToolSpec
-
-if TYPE_CHECKING:
-    from appliance.engines.claude.engine import Meter
 
 CHARS_PER_TOKEN = 3
 """Where the server counts no tokens; on the safe side of the usual 3.5 to 4."""

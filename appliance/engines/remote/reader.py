@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from appliance.engines.claude.bill import Tally
+from appliance.engines.provider.bill import Tally
 from appliance.types import (
     Block,
     Delta,

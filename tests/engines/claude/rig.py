@@ -11,7 +11,7 @@ from appliance.egress.door import Egress
 from appliance.egress.guard import Guard
 from appliance.egress.rules import Purpose
 from appliance.engines.claude.engine import ClaudeEngine
-from appliance.engines.claude.patience import Patience
+from appliance.engines.provider.patience import Patience
 from appliance.types import Completion, Delta, GenerateRequest, Json, Role, Usage, text_message
 
 SHORT = Patience(connect_s=2.0, headers_s=1.0, first_token_s=1.0, next_token_s=1.0, answer_s=20.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from appliance.engines.claude.patience import Patience
+from appliance.engines.provider.patience import Patience
 from appliance.errors import (
     ApplianceError,
     CutStream,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from appliance.clock import Clock
-from appliance.engines.claude.faults import Stage
+from appliance.engines.provider.faults import Stage
 
 CONNECT_S = 5.0
 HEADERS_S = 30.0

@@ -1,0 +1,23 @@
+"""What an engine tells of a running call that costs something."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from appliance.types import Usage
+
+
+class Meter(Protocol):
+    """Hears what a running call may cost and has cost (`scheduler.budgets`)."""
+
+    async def sent(self, turn_id: str, guess: Usage) -> None:
+        """The request is about to leave; the prompt alone is guessed to cost this."""
+        ...
+
+    async def refused(self, turn_id: str) -> None:
+        """It was not taken: nothing is due."""
+        ...
+
+    async def seen(self, turn_id: str, usage: Usage) -> None:
+        """It was taken, and has cost this so far."""
+        ...
