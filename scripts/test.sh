@@ -13,5 +13,6 @@ cd "$REPOSITORY"
 prepare .venv requirements-dev.lock
 want_programs bwrap=bubblewrap rg=ripgrep cc=gcc curl=curl
 fetch_default_model .venv/bin/appliance --home .appliance
+case " $* " in *' --vllm '*) scripts/vllm-env ;; esac
 step 'Tests'
 exec .venv/bin/python -m pytest -q "$@"

@@ -26,6 +26,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
+def vllm_folder() -> Path:
+    """The default model as a Hugging Face folder, as `scripts/vllm-env` makes it."""
+    folder = REPOSITORY / ".venv-vllm" / "models" / "SmolLM2-135M-Instruct"
+    if not (folder / "config.json").is_file():
+        pytest.skip(f"no model at {folder}; scripts/vllm-env makes it")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def default_model_path() -> Path:
     """The default model's file: `$APPLIANCE_TEST_MODEL`, or as the quickstart fetches it."""
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")

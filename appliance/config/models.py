@@ -88,7 +88,7 @@ class _Placed(_Model):
     """What every entry has that takes memory of this machine."""
 
     devices: tuple[str, ...] = Field(
-        (), description="Cards it may be on, by index or UUID; empty: any."
+        (), description='Cards it may be on, by index or UUID, or "cpu"; empty: any card.'
     )
     exclusive: bool = Field(False, description="Its cards hold nothing else while it is loaded.")
     keep_resident: bool = Field(
@@ -163,10 +163,12 @@ class VllmModel(_Placed):
     environment: Mapping[str, str] = Field(
         default_factory=dict, description="Further environment of the server; never secrets."
     )
+    tensor_parallel: int = Field(
+        1, ge=1, le=64, description="Cards it is split over, an equal share on each."
+    )
     kv_cache_bytes: ByteSize = Field(
         0, description="VRAM for its KV cache; 0: enough for slots × context_window."
     )
-    sleep: bool = Field(True, description="Put to sleep (weights in host RAM) before unloading.")
     embeddings: bool = Field(False, description="An embedding model: embeds, never generates.")
     start_timeout_s: float = Field(
         900.0, gt=0, le=7_200, description="Seconds a start may take before it counts as failed."

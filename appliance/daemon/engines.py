@@ -9,7 +9,14 @@ from pathlib import Path
 
 from appliance.clock import Clock
 from appliance.config.manifest import ModelFile, model_path
-from appliance.config.models import ClaudeModel, LlamaCppModel, RemoteModel, ScriptedModel, reached
+from appliance.config.models import (
+    ClaudeModel,
+    LlamaCppModel,
+    RemoteModel,
+    ScriptedModel,
+    VllmModel,
+    reached,
+)
 from appliance.config.paths import Paths
 from appliance.config.schema import Config
 from appliance.egress.door import Egress
@@ -19,9 +26,13 @@ from appliance.engines.llamacpp.engine import LlamaCppEngine
 from appliance.engines.llamacpp.params import LlamaCppParams
 from appliance.engines.provider.meter import Meter
 from appliance.engines.scripted import ScriptedEngine
+from appliance.engines.vllm.params import VllmParams
+from appliance.engines.vllm.server import StartLocks
 from appliance.errors import ModelBroken
 from appliance.gpu.gguf import precheck
-from appliance.gpu.types import Placement
+from appliance.gpu.safetensors import read_shape
+from appliance.gpu.types import KvType, Placement
+from appliance.gpu.vllm import rank_kv_bytes
 
 log = logging.getLogger(__name__)
 worker_log = logging.getLogger("appliance.worker")
@@ -45,6 +56,7 @@ class Engines:
         self._egress = egress
         self._meter = meter
         self._clock = clock
+        self._starts = StartLocks()
 
     def create(self, model: str, placement: object) -> Engine:
         """An instance of this model in this placement. Raises `ModelBroken` for a bad entry."""
@@ -59,10 +71,9 @@ class Engines:
             return ScriptedEngine.from_config(entry, self._paths.config_file.parent)
         if isinstance(entry, ClaudeModel):
             return self._claude(model, entry)
-        raise ModelBroken(
-            f"model {model!r}: this release has no engine {entry.engine!r}",
-            hint="appliance doctor lists the engines",
-        )
+        assert isinstance(entry, VllmModel)
+        assert isinstance(placement, Placement)
+        return self._vllm(model, entry, placement)
 
     def _claude(self, name: str, entry: ClaudeModel) -> Engine:
         from appliance.engines.claude.engine import ClaudeEngine  # 35 MiB and a second, if used
@@ -114,6 +125,32 @@ class Engines:
             params, precheck=partial(_check_file, name), on_log=partial(_log_line, name)
         )
 
+    def _vllm(self, name: str, entry: VllmModel, placement: Placement) -> Engine:
+        from appliance.engines.vllm.engine import VllmEngine
+
+        folder = self._paths.models_dir / entry.folder
+        params = VllmParams(
+            name=name,
+            folder=folder,
+            command=entry.command,
+            extra_args=entry.extra_args,
+            environment=entry.environment,
+            context_window=placement.context_window,
+            slots=placement.slots,
+            kv_bytes=rank_kv_bytes(folder, entry.kv_cache_bytes, placement),
+            kv_fp8=placement.kv_type is KvType.Q8_0,
+            cards=placement.cards,
+            embeddings=entry.embeddings,
+            start_timeout_s=entry.start_timeout_s,
+        )
+        return VllmEngine(
+            params,
+            locks=self._starts,
+            clock=self._clock,
+            precheck=_check_folder,
+            on_log=partial(_log_line, name),
+        )
+
     def _beside_config(self, file: str) -> Path:
         return self._paths.config_file.parent / file
 
@@ -124,6 +161,11 @@ def _check_file(name: str, path: Path) -> None:
             f"model {name!r}: there is no file {path}", hint=f"appliance models fetch {name}"
         )
     precheck(path)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises `ModelBroken` for one that could run code when it is loaded, or is not whole."""
+    read_shape(folder)
 
 
 def _log_line(name: str, line: str) -> None:

@@ -15,8 +15,10 @@ gpu_worker.py` (`determine_available_memory`), `vllm/config/cache.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from appliance.gpu.calibration import Calibration
+from appliance.gpu.safetensors import read_shape
 from appliance.gpu.types import (
     HOST,
     MIB,
@@ -25,6 +27,7 @@ from appliance.gpu.types import (
     LayerKind,
     Layout,
     ModelShape,
+    Placement,
     Term,
 )
 
@@ -62,6 +65,15 @@ def kv_cache_bytes(model: ModelShape, plan: VllmPlan) -> int:
     return total
 
 
+def rank_kv_bytes(folder: Path, ordered_bytes: int, placement: Placement) -> int:
+    """KV cache of one rank in this placement: what was ordered for all of them, else every slot's
+    full window. Raises `ModelBroken` for a folder that cannot be read."""
+    if ordered_bytes:
+        return ordered_bytes // max(len(placement.cards), 1)
+    plan = VllmPlan(placement.context_window, placement.slots, placement.kv_type, placement.cards)
+    return kv_cache_bytes(read_shape(folder), plan)
+
+
 def estimate_vllm(
     model: ModelShape, plan: VllmPlan, calibration: Calibration | None = None
 ) -> Estimate:
@@ -86,13 +98,20 @@ def estimate_vllm(
 
 
 class VllmFootprint:
-    """A folder in a layout: exactly `ranks` cards with one equal share each, never on the host."""
+    """A folder in a layout: exactly `ranks` cards with one equal share each, or, with the CPU
+    build, all of it in host RAM. `ordered_kv_bytes` is the KV of all ranks where it was ordered."""
 
     def __init__(
-        self, shape: ModelShape, ranks: int = 1, calibration: Calibration | None = None
+        self,
+        shape: ModelShape,
+        ranks: int = 1,
+        calibration: Calibration | None = None,
+        *,
+        ordered_kv_bytes: int = 0,
     ) -> None:
         self.shape = shape
         self._ranks = ranks
+        self._ordered_kv_bytes = ordered_kv_bytes
         known = calibration or Calibration()
         self._context_bytes = max(known.contexts.values(), default=known.context_bytes(""))
 
@@ -101,6 +120,10 @@ class VllmFootprint:
         return self._ranks
 
     def bytes_by_device(self, layout: Layout) -> tuple[int, ...]:
+        if layout.gpu_layers == 0:
+            plan = VllmPlan(layout.context_window, layout.slots, layout.kv_type)
+            kv = self._ordered_kv_bytes or kv_cache_bytes(self.shape, plan)
+            return (*(0 for _ in layout.shares), self.shape.weight_bytes + kv + HOST_BYTES)
         if layout.gpu_layers < self._ranks:
             return (*(_TOO_MUCH for _ in layout.shares), _TOO_MUCH)
         names = tuple(f"card{n}" for n in range(self._ranks))
@@ -110,6 +133,8 @@ class VllmFootprint:
             Calibration(contexts=dict.fromkeys(names, self._context_bytes)),
         )
         each = of.bytes_on(names[0])
+        if self._ordered_kv_bytes:
+            each += self._ordered_kv_bytes // self._ranks - of.terms[names[0]][Term.KV]
         cards = (0 if n == 0 else each if n == 1 else _TOO_MUCH for n in layout.shares)
         return (*cards, of.bytes_on(HOST))
 

@@ -19,8 +19,10 @@ from appliance.config.schema import Config
 from appliance.errors import ApplianceError
 from appliance.gpu.calibration import Calibration
 from appliance.gpu.footprint import ShapeFootprint
+from appliance.gpu.safetensors import read_shape as read_folder_shape
 from appliance.gpu.shape import read_shape
 from appliance.gpu.types import HOST, FixedFootprint, Footprint, Inventory, KvType, Want
+from appliance.gpu.vllm import VllmFootprint
 from appliance.scheduler.values import AgentSpec, DeviceView, ModelSpec
 
 log = logging.getLogger(__name__)
@@ -97,8 +99,11 @@ def unreadable_models(
                 read_shape(model_path(model.file, models_dir, manifest))
             except ApplianceError as error:
                 found[name] = error.message
-        elif isinstance(model, VllmModel) and not (models_dir / model.folder).is_dir():
-            found[name] = f"{models_dir / model.folder} is not there"
+        elif isinstance(model, VllmModel):
+            try:
+                read_folder_shape(models_dir / model.folder)
+            except ApplianceError as error:
+                found[name] = error.message
     return found
 
 
@@ -162,7 +167,7 @@ def _want(
         return Want(
             name, footprint, context_window=model.context_window, slots=model.slots,
             min_slots=model.slots, pin=model.devices, exclusive=model.exclusive,
-            priority=-model.priority, allow_partial=False,
+            priority=-model.priority, allow_partial=False, allow_host=HOST in model.devices,
         )  # fmt: skip
     return Want(name, footprint, context_window=model.context_window, slots=model.slots,
                 min_slots=model.slots)  # fmt: skip
@@ -191,7 +196,13 @@ def _footprint(
             n_ubatch=model.batch_tokens,
             is_promise=True,
         )
-    folder = models_dir / model.folder if isinstance(model, VllmModel) else models_dir
-    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    kv_bytes = model.kv_cache_bytes if isinstance(model, VllmModel) else 0
-    return FixedFootprint(weights + kv_bytes)
+    if isinstance(model, VllmModel):
+        try:
+            folder = read_folder_shape(models_dir / model.folder)
+        except ApplianceError as error:
+            log.warning("model %s: %s", name, error)
+            return FixedFootprint(0)
+        return VllmFootprint(
+            folder, model.tensor_parallel, calibration, ordered_kv_bytes=model.kv_cache_bytes
+        )
+    return FixedFootprint(0)

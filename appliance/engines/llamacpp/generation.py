@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from appliance.engines.chat.text import TextStream
 from appliance.engines.llamacpp.prompt import Prepared
 from appliance.engines.llamacpp.sampling import Sampler
-from appliance.engines.llamacpp.text import TextStream
 from appliance.types import (
     Completion,
     Delta,

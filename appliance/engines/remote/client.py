@@ -11,7 +11,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -30,7 +30,7 @@ from appliance.errors import ApplianceError, BadRequest, PromptTooLong
 from appliance.types import Completion, Delta, GenerateRequest, Json, highest
 from appliance.wire.anthropic import tool_names
 
-ANSWER_MAX_CHARS = 64 << 20
+ANSWER_MAX_BYTES = 64 << 20
 """Of one stream, framing included: a thousand times the longest answer."""
 
 _TOO_LONG = re.compile(
@@ -71,13 +71,29 @@ class ChatClient:
         response = await self._sent("/chat/completions", body, errand, waiting, stream=True)
         try:
             reader = Reader(tool_names(request.tools), request.label, lambda: new_id("call"))
-            async with aclosing(self._chunks(response, reader, waiting)) as deltas:
+            async with aclosing(self._read(response, reader, waiting)) as deltas:
                 async for delta in deltas:
                     waiting.progressed()
                     yield delta
             if not reader.is_whole:
                 raise faults.cut(self._name, "no finish_reason and [DONE]", _id(response))
             yield self._completion(reader, body, waiting, _id(response))
+        finally:
+            await response.aclose()
+
+    async def events(
+        self, path: str, body: dict[str, Json], errand: Errand, waiting: Waiting
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The chunks of any streamed answer, to its [DONE]. The caller tells `waiting` of its
+        progress. Raises what `engines.provider.faults` has; `CutStream` for an early end."""
+        response = await self._sent(path, body, errand, waiting, stream=True)
+        try:
+            async with aclosing(self._chunks(response, waiting)) as chunks:
+                async for chunk in chunks:
+                    if chunk is None:
+                        return
+                    yield chunk
+            raise faults.cut(self._name, "no [DONE]", _id(response))
         finally:
             await response.aclose()
 
@@ -131,36 +147,49 @@ class ChatClient:
             raise self._refused(response)
         return response
 
-    async def _chunks(
+    async def _read(
         self, response: httpx2.Response, reader: Reader, waiting: Waiting
     ) -> AsyncGenerator[Delta, None]:
-        lines: AsyncIterator[str] = response.aiter_lines()
-        chars = 0
-        while not reader.is_done:
-            stage, wait_s = waiting.next(Stage.NEXT_TOKEN)
-            try:
-                async with asyncio.timeout(wait_s):
-                    line = await anext(lines)
-                chars += len(line)
-                if chars > ANSWER_MAX_CHARS:
-                    raise Malformed("it does not end")
-                data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
-                if data == "[DONE]":
+        async with aclosing(self._chunks(response, waiting)) as chunks:
+            async for chunk in chunks:
+                if chunk is None:
                     reader.is_done = True
-                elif data:
-                    chunk = json.loads(data)
-                    if isinstance(chunk, dict) and "error" in chunk:
-                        raise self._failed(200, chunk, response)
+                    return
+                try:
                     for delta in reader.read(chunk):
                         yield delta
-            except StopAsyncIteration:
-                return
-            except TimeoutError as error:
-                raise faults.timed_out(self._name, stage, wait_s) from error
-            except (httpx2.HTTPError, OSError) as error:
-                raise faults.cut(self._name, str(error) or "reset", _id(response)) from error
-            except ValueError as error:
-                raise faults.malformed(self._name, str(error), _id(response)) from error
+                except Malformed as error:
+                    raise faults.malformed(self._name, str(error), _id(response)) from error
+
+    async def _chunks(
+        self, response: httpx2.Response, waiting: Waiting
+    ) -> AsyncGenerator[dict[str, Any] | None, None]:
+        """Each data line's JSON; None for [DONE], after which nothing follows."""
+        async with aclosing(_lines(response)) as lines:
+            while True:
+                stage, wait_s = waiting.next(Stage.NEXT_TOKEN)
+                try:
+                    async with asyncio.timeout(wait_s):
+                        line = await anext(lines)
+                    data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
+                    chunk = json.loads(data) if data and data != "[DONE]" else None
+                except StopAsyncIteration:
+                    return
+                except TimeoutError as error:
+                    raise faults.timed_out(self._name, stage, wait_s) from error
+                except (httpx2.HTTPError, OSError) as error:
+                    raise faults.cut(self._name, str(error) or "reset", _id(response)) from error
+                except (ValueError, RecursionError) as error:
+                    raise faults.malformed(self._name, str(error), _id(response)) from error
+                if data == "[DONE]":
+                    yield None
+                    return
+                if data and not isinstance(chunk, dict):
+                    raise faults.malformed(self._name, "a chunk is no object", _id(response))
+                if chunk is not None:
+                    if "error" in chunk:
+                        raise self._failed(200, chunk, response)
+                    yield chunk
 
     def _completion(
         self, reader: Reader, body: dict[str, Json], waiting: Waiting, request_id: str | None
@@ -209,6 +238,21 @@ class ChatClient:
             return BadRequest(f"{self._name} refuses the request: {text}", details=details)
         wait_s = retry_after_s(response.headers)
         return faults.refused_answer(self._name, status, error, response.headers, wait_s)
+
+
+async def _lines(response: httpx2.Response) -> AsyncGenerator[str, None]:
+    """Lines as server-sent events have them: they end at LF or CR LF alone. (The HTTP library's
+    own also end at U+2028 and the like, which JSON may hold.)"""
+    held, total = b"", 0
+    async for part in response.aiter_bytes():
+        total += len(part)
+        if total > ANSWER_MAX_BYTES:
+            raise Malformed("it does not end")
+        *lines, held = (held + part).split(b"\n")
+        for line in lines:
+            yield line.removesuffix(b"\r").decode("utf-8", "replace")
+    if held:
+        yield held.removesuffix(b"\r").decode("utf-8", "replace")
 
 
 def _normal(vector: list[float]) -> list[float]:

@@ -22,7 +22,7 @@ from appliance.engines.provider.patience import Patience
 from appliance.engines.remote.client import ChatClient
 from appliance.engines.remote.request import chat_body
 from appliance.errors import ApplianceError, BadRequest, CutStream, EngineTimeout
-from appliance.types import Completion, Delta, GenerateRequest, Label, Message, ToolSpec
+from appliance.types import Completion, Delta, GenerateRequest, Label, Message, ToolSpec, Usage
 
 CHARS_PER_TOKEN = 3
 """Where the server counts no tokens; on the safe side of the usual 3.5 to 4."""
@@ -91,20 +91,34 @@ class RemoteEngine:
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta | Completion]:
         body = chat_body(request, self._model.model, self.facts, self._model.max_output_tokens)
-        guess = Tally(input_tokens=len(json.dumps(body)) // CHARS_PER_TOKEN)
+        prompt_tokens = len(json.dumps(body)) // CHARS_PER_TOKEN
+        pieces, is_settled = 0, False
         async with self._slots:
-            await self._meter.sent(request.turn_id, usage_of(guess, self._model.prices))
+            await self._meter.sent(request.turn_id, self._usage(prompt_tokens, 0))
             try:
                 async with aclosing(self._client().stream(request, body)) as items:
                     async for item in items:
                         if isinstance(item, Completion):
+                            is_settled = True
                             await self._meter.seen(request.turn_id, item.usage)
+                        pieces += 1
                         yield item
             except (EngineTimeout, CutStream):
                 raise  # it may have been taken, and be billed
             except ApplianceError:
-                await self._meter.refused(request.turn_id)
+                if pieces == 0:
+                    is_settled = True
+                    await self._meter.refused(request.turn_id)
                 raise
+            finally:
+                if pieces and not is_settled:  # broken off, by them or by us: this much was used
+                    usage = self._usage(prompt_tokens, pieces)
+                    await self._meter.seen(request.turn_id, usage)
+
+    def _usage(self, prompt_tokens: int, output_tokens: int) -> Usage:
+        """A guess, until the server says."""
+        tally = Tally(input_tokens=prompt_tokens, output_tokens=output_tokens)
+        return usage_of(tally, self._model.prices)
 
     async def count_tokens(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> int:
         """An estimate (`facts.details` says so): the dialect has no count, and asking a server

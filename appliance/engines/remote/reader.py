@@ -79,7 +79,7 @@ class Reader:
         if not isinstance(chunk, Mapping):
             raise Malformed("a chunk is no object")
         if isinstance(usage := chunk.get("usage"), Mapping):
-            self.tally = _tally(usage)
+            self.tally = tally_of(usage)
         choices = chunk.get("choices")
         if not isinstance(choices, list):
             raise Malformed("a chunk has no choices")
@@ -110,10 +110,12 @@ class Reader:
         if not isinstance(delta, Mapping):
             raise Malformed("a delta is no object")
         if isinstance(thought := delta.get("reasoning_content") or delta.get("reasoning"), str):
+            thought = whole_characters(thought)
             self._thinking.append(thought)
             self.pieces += 1
             yield ThinkingDelta(thought)
         if isinstance(text := delta.get("content"), str) and text:
+            text = whole_characters(text)
             self._text.append(text)
             self.pieces += 1
             yield TextDelta(text)
@@ -136,7 +138,12 @@ class Reader:
         if index not in self._calls:
             self._calls[index] = _Call(self._new_id())
         call, function = self._calls[index], piece.get("function") or {}
+        if not isinstance(function, Mapping):
+            raise Malformed("a tool call's function is no object")
         arguments = function.get("arguments") or ""
+        if not isinstance(arguments, str):  # some servers write the object itself
+            arguments = json.dumps(arguments)
+        arguments = whole_characters(arguments)
         if not call.name and function.get("name"):
             name = str(function["name"])
             call.name = self._names.get(name, name)
@@ -150,10 +157,28 @@ class Reader:
             raise Malformed(f"the arguments of a call of {call.name} are no JSON") from error
         if not isinstance(arguments, Mapping) or not call.name:
             raise Malformed("a tool call has no name, or arguments that are no object")
-        return ToolCallBlock(call.call_id, call.name, dict(arguments), self._label)
+        return ToolCallBlock(call.call_id, call.name, _whole_values(dict(arguments)), self._label)
 
 
-def _tally(usage: Mapping[str, Any]) -> Tally:
+def whole_characters(text: str) -> str:
+    """The text without half surrogates, which JSON can hold and UTF-8 cannot."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _whole_values(value: Any) -> Any:
+    """As `whole_characters`, for every text in a JSON value: an escape may spell a half."""
+    if isinstance(value, str):
+        return whole_characters(value)
+    if isinstance(value, list):
+        return [_whole_values(item) for item in value]
+    if isinstance(value, dict):
+        return {whole_characters(key): _whole_values(item) for key, item in value.items()}
+    return value
+
+
+def tally_of(usage: Mapping[str, Any]) -> Tally:
     def count(of: Any, name: str) -> int:
         value = of.get(name) if isinstance(of, Mapping) else None
         return value if isinstance(value, int) and value >= 0 else 0

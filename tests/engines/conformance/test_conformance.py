@@ -26,6 +26,7 @@ from appliance.types import (
     text_message,
 )
 from tests.engines.remote.rig import remote_engine
+from tests.engines.vllm.rig import real_engine, stand_in_engine, write_folder
 from tests.fakes.openai.running import stand_in
 
 
@@ -34,7 +35,15 @@ def ask(text: str, max_tokens: int = 8) -> GenerateRequest:
     return GenerateRequest(new_id("req"), messages, sampling=Sampling(max_tokens=max_tokens))
 
 
-@pytest.fixture(params=["scripted", "remote", pytest.param("llamacpp", marks=pytest.mark.model)])
+@pytest.fixture(
+    params=[
+        "scripted",
+        "remote",
+        "vllm-stand-in",
+        pytest.param("llamacpp", marks=pytest.mark.model),
+        pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.model]),
+    ]
+)
 async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Engine]:
     if request.param == "scripted":
         script = tmp_path / "script.json"
@@ -45,6 +54,12 @@ async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         with stand_in("--slots", "2") as url:
             async with remote_engine(url, slots=2) as remote:
                 yield remote
+    elif request.param == "vllm-stand-in":
+        async with stand_in_engine(write_folder(tmp_path / "model"), "slow") as stood_in:
+            yield stood_in
+    elif request.param == "vllm":
+        async with real_engine(request.getfixturevalue("vllm_folder")) as real:
+            yield real
     else:
         path: Path = request.getfixturevalue("default_model_path")
         params = LlamaCppParams(path, context_window=512, slots=2)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.engines.chat.marks import Segment
-from appliance.engines.llamacpp.text import StopScanner, TextStream
+from appliance.engines.chat.text import StopScanner, TextStream
 from appliance.engines.llamacpp.vocab import runs
 
 

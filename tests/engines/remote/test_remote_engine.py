@@ -13,6 +13,7 @@ from appliance.types import (
     Role,
     StopReason,
     ThinkingBlock,
+    ToolCallBlock,
     ToolCallDelta,
     ToolChoice,
     ToolChoiceKind,
@@ -120,3 +121,34 @@ async def test_vectors_are_normalised_and_in_order(url: str) -> None:
     async with remote_engine(url) as engine:
         with pytest.raises(BadRequest):
             await engine.embed(["abc"])
+
+
+async def test_what_was_used_before_an_answer_broke_off_is_booked(url: str) -> None:
+    for fault in ("error_mid", "garbage"):
+        book = Book()
+        with pytest.raises(EngineError):
+            await answer(url, ask(f"fault:{fault}"), book)
+        assert book.words == ["sent", "seen"]
+        assert book.usage.output_tokens > 0
+    cancelled = Book()
+    async with remote_engine(url, cancelled) as engine:
+        stream = engine.generate(ask("fault:endless"))
+        async for _ in stream:
+            break
+        await stream.aclose()  # type: ignore[attr-defined]
+    assert cancelled.words == ["sent", "seen"]
+
+
+async def test_half_characters_and_odd_line_ends_do_no_harm(url: str) -> None:
+    said = await answer(url, ask("a\u2028b\u0085c"))
+    assert said.message.text.strip() == "a\u2028b\u0085c"
+    halved = await answer(url, ask("fault:surrogate"))
+    assert "\ufffd" in halved.message.text
+    assert halved.message.text.encode()
+
+
+async def test_arguments_may_come_as_an_object(url: str) -> None:
+    choice = ToolChoice(ToolChoiceKind.ANY)
+    said = await answer(url, ask("fault:object_arguments", tools=(WEATHER,), tool_choice=choice))
+    (call,) = (block for block in said.message.blocks if isinstance(block, ToolCallBlock))
+    assert call.arguments == {"city": "Paris"}

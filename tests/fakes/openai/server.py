@@ -4,7 +4,8 @@ Prints its port on the first line. Answers 503 until `--load-s` seconds are over
 that is still loading. It says the last user text again, one word a chunk, honours `max_tokens` and
 `stop`, calls the first tool when a call is demanded, and refuses a prompt of over 4,096 tokens
 (four characters each). A user text `fault:NAME` asks for a fault: cut, no_done, garbage, error_mid,
-429, 500, 401, bad_arguments, endless. `GET /_seen` tells the answers under way and the last body.
+429, 500, 401, bad_arguments, object_arguments, surrogate, endless. `GET /_seen` tells the answers
+under way and the last body.
 """
 
 from __future__ import annotations
@@ -94,6 +95,9 @@ def _answer(
     choice = body.get("tool_choice")
     if body.get("tools") and choice not in ("auto", "none", None):
         name = body["tools"][0]["function"]["name"]
+        if fault == "object_arguments":
+            whole = {"name": name, "arguments": {"city": "Paris"}}
+            return [{"tool_calls": [{"index": 0, "function": whole}]}], "tool_calls", None
         pieces = ['{"city": ', '"Paris"' if fault == "bad_arguments" else '"Paris"}']
         first = {"index": 0, "id": "theirs!", "function": {"name": name, "arguments": pieces[0]}}
         rest = {"index": 0, "function": {"arguments": pieces[1]}}
@@ -101,14 +105,17 @@ def _answer(
     for stop in body.get("stop") or ():
         if stop in said:
             return [{"content": said.partition(stop)[0]}], "stop", stop
-    words = [{"content": f"{word} "} for word in said.split()]
+    if fault == "surrogate":
+        return [{"content": "half \ud83d"}], "stop", None
+    words = [{"content": f"{word} "} for word in said.split(" ")]
     limit = body.get("max_tokens") or len(words)
     thought = [{"reasoning_content": "hm"}] if said.startswith("think") else []
     return [*thought, *words[:limit]], "length" if limit < len(words) else "stop", None
 
 
 async def _send(response: web.StreamResponse, chunk: dict[str, Any]) -> None:
-    await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
+    told = json.dumps(chunk, ensure_ascii="\\ud83d" in json.dumps(chunk))
+    await response.write(f"data: {told}\n\n".encode())
 
 
 def _error(status: int, text: str, headers: dict[str, str] | None = None) -> web.Response:

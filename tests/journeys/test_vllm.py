@@ -1,0 +1,74 @@
+"""A vLLM model through the daemon: placed, started, answering, told of when it dies. The server is
+a stand-in that takes vLLM's arguments; against the real one the conformance suite runs (--vllm)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+
+from tests.daemons import REPOSITORY, cli, running
+from tests.engines.vllm.rig import STAND_IN, write_folder
+
+CONFIG = """
+[models.near]
+engine = "vllm"
+folder = "small"
+command = {command}
+environment = {{ PYTHONPATH = "{repository}" }}
+context_window = 2048
+slots = 2
+extra_args = {extra}
+
+[agents.assistant]
+models = ["near"]
+policy = "local-only"
+"""
+
+
+def write_vllm_home(home: Path, *extra: str) -> Path:
+    (home / "models").mkdir(parents=True)
+    write_folder(home / "models" / "small")
+    config = CONFIG.format(
+        command=json.dumps(STAND_IN), repository=REPOSITORY, extra=json.dumps(extra)
+    )
+    (home / "config.toml").write_text(config)
+    return home
+
+
+async def test_an_agent_answers_on_it(tmp_path: Path) -> None:
+    home = write_vllm_home(tmp_path / "home")
+    async with running(home) as daemon:
+        ended = await daemon.ask("one two three")
+        assert ended["type"] == "turn.completed", ended
+        assert ended["text"].strip() == "one two three"
+        told = json.loads((home / "models" / "small" / "started.json").read_text())
+        assert told["argv"][told["argv"].index("--max-model-len") + 1] == "2048"
+        assert int(told["environment"]["VLLM_CPU_KVCACHE_SPACE"]) >= 1
+        (row,) = (await daemon.get("/api/models"))["models"]
+        assert row["name"] == "near"
+
+
+async def test_a_server_that_dies_in_mid_answer_is_started_again(tmp_path: Path) -> None:
+    home = write_vllm_home(tmp_path / "home", "--behaviour", "slow")
+    async with running(home) as daemon:
+        turn = await daemon.start_turn("word " * 60)
+        async with asyncio.timeout(60):
+            async for item in daemon.follow(turn):
+                if item["type"] == "text.delta":
+                    break
+        told = json.loads((home / "models" / "small" / "started.json").read_text())
+        os.kill(told["pid"], signal.SIGKILL)
+        ended = await daemon.ended(turn)
+        assert ended["type"] == "turn.completed", ended
+
+
+async def test_a_server_that_cannot_start_is_told_with_its_last_words(tmp_path: Path) -> None:
+    home = write_vllm_home(tmp_path / "home", "--behaviour", "dies")
+    async with running(home) as daemon:
+        code, out, err = await cli(home, "ask", "assistant", "one", "--json")
+        assert code == 1, (out, err)
+        assert "status 1" in out
+        assert "no available memory" in daemon.log
