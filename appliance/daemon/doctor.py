@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from appliance.api.bodies import Check
 from appliance.config.manifest import ModelFile, model_path
-from appliance.config.models import LlamaCppModel
+from appliance.config.models import LlamaCppModel, VllmModel
 from appliance.config.schema import Config
 from appliance.errors import ApplianceError
 from appliance.gpu.gguf import precheck
+from appliance.gpu.safetensors import read_shape
 from appliance.gpu.types import Inventory
 from appliance.store.journal import Journal
 from appliance.tools.sandbox.report import SandboxReport
@@ -39,6 +42,8 @@ async def run_checks(
         _sandbox(sandbox),
         *(_model(name, entry.file, models_dir, manifest)
           for name, entry in config.models.items() if isinstance(entry, LlamaCppModel)),
+        *(_folder(name, entry, models_dir)
+          for name, entry in config.models.items() if isinstance(entry, VllmModel)),
     ]  # fmt: skip
 
 
@@ -104,3 +109,17 @@ def _model(name: str, file: str, models_dir: Path, manifest: Mapping[str, ModelF
     except ApplianceError as error:
         return Check(name=title, ok=False, detail=error.message, hint=error.hint)
     return Check(name=title, ok=True, detail=f"{path.stat().st_size / 1e6:.0f} MB, well-formed")
+
+
+def _folder(name: str, entry: VllmModel, models_dir: Path) -> Check:
+    """Whether its folder is whole, and its server is there to be started."""
+    title, folder = f"model {name}", models_dir / entry.folder
+    beside = str(Path(sys.executable).parent)
+    if shutil.which(entry.command[0], path=f"{beside}:{os.environ.get('PATH', '')}") is None:
+        return Check(name=title, ok=False, detail=f"there is no program {entry.command[0]}",
+                     hint="pip install vllm, or name another `command`")  # fmt: skip
+    try:
+        shape = read_shape(folder)
+    except ApplianceError as error:
+        return Check(name=title, ok=False, detail=error.message, hint=error.hint)
+    return Check(name=title, ok=True, detail=f"{shape.weight_bytes / 1e6:.0f} MB, well-formed")

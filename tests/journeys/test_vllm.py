@@ -41,6 +41,8 @@ def write_vllm_home(home: Path, *extra: str) -> Path:
 async def test_an_agent_answers_on_it(tmp_path: Path) -> None:
     home = write_vllm_home(tmp_path / "home")
     async with running(home) as daemon:
+        checks = {check["name"]: check for check in (await daemon.get("/api/doctor"))["checks"]}
+        assert checks["model near"]["ok"], checks
         ended = await daemon.ask("one two three")
         assert ended["type"] == "turn.completed", ended
         assert ended["text"].strip() == "one two three"
