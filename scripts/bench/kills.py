@@ -228,12 +228,14 @@ async def settle(daemon: Daemon, home: Path, count: Count) -> dict[str, Any]:
     deadline_s = time.monotonic() + 300
     while time.monotonic() < deadline_s:
         unfinished = await daemon.get("/api/turns", status=",".join(UNFINISHED), limit=1000)
-        if not unfinished["turns"]:
+        if not {turn["id"] for turn in unfinished["turns"]} - await asking_parents(daemon):
             break
         await asyncio.sleep(0.3)
+    parents = await asking_parents(daemon)
     states: dict[int, str] = {}
     for number, turn in count.accepted.items():
-        states[number] = (await daemon.get(f"/api/turns/{turn}")).get("status", "lost")
+        state = (await daemon.get(f"/api/turns/{turn}")).get("status", "lost")
+        states[number] = "in_doubt" if turn in parents else state
     in_doubt = sum(state == "in_doubt" for state in states.values())
     lost = sum(state not in ("done", "in_doubt") for state in states.values())
     effects = Counter(
@@ -260,7 +262,7 @@ async def settle(daemon: Daemon, home: Path, count: Count) -> dict[str, Any]:
         "twice": sum(times - 1 for times in effects.values()),
         "in_doubt": in_doubt,
         "in_doubt_unlisted": sum(
-            count.accepted[number] not in listed
+            count.accepted[number] not in listed | parents
             for number, state in states.items()
             if state == "in_doubt"
         ),
@@ -270,6 +272,12 @@ async def settle(daemon: Daemon, home: Path, count: Count) -> dict[str, Any]:
         "restart_p95_s": round(sorted(count.restarts_s)[int(len(count.restarts_s) * 0.95)], 3),
         "chain_ok": chain["ok"],
     }
+
+
+async def asking_parents(daemon: Daemon) -> set[str]:
+    """Turns that wait for the turn of another agent, which is in doubt and asks a person."""
+    asking = await daemon.get("/api/turns", status="in_doubt", limit=1000)
+    return {turn["parent_turn"] for turn in asking["turns"]} - {None}
 
 
 def remembered(home: Path) -> list[str]:
