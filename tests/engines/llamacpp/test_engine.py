@@ -182,7 +182,7 @@ async def test_a_deadline_in_the_past_ends_the_step(engine: LlamaCppEngine) -> N
 
 
 async def test_prefill_reports_progress(engine: LlamaCppEngine) -> None:
-    deltas, _ = await run(engine, ask("word " * 400, max_tokens=2))
+    deltas, _ = await run(engine, ask("word " * 800, max_tokens=2))  # more than one batch takes
     progress = [d for d in deltas if isinstance(d, Progress)]
     assert progress
     assert all(0 < p.done < p.total for p in progress)

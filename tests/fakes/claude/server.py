@@ -9,6 +9,8 @@ own bill, and plays a scenario: one step per request to `/v1/messages`, `ok` whe
     overloaded_mid[:EVENTS]  error_mid[:EVENTS]  malformed[:EVENTS]  bad_utf8[:EVENTS]
     half_call  call (a tool call of the first tool)  thinking  wait (until /_go)
 
+A last user text with `ORDER NAME {…}` is answered with that tool call, where the tool is offered.
+
 `POST /_scenario {"steps": [...], "share": 0.2, "mix": [...], "seed": 1, "reply": "…"}` sets what
 comes: listed steps first, then each request is a step of `mix` with probability `share`.
 `GET /_bill`, `GET /_seen` (requests by outcome, violations), `POST /_go`, `POST /_reset`. Every
@@ -22,6 +24,7 @@ import argparse
 import asyncio
 import json
 import random
+import re
 import socket
 import struct
 import time
@@ -193,6 +196,11 @@ class StandIn:
             thought = {"type": "thinking", "thinking": "Let me see.", "signature": signature}
             blocks.insert(0, thought)
         tools = body.get("tools") or []
+        ordered = _ordered(body)
+        if step == "ok" and ordered and ordered[0] in {tool["name"] for tool in tools}:
+            name, given = ordered
+            call = {"type": "tool_use", "id": f"toolu_{self.number:06}", "name": name}
+            return [*blocks, {**call, "input": given}], "tool_use"
         if step in ("call", "half_call") and tools:
             call = {"type": "tool_use", "id": f"toolu_{self.number:06}", "name": tools[0]["name"]}
             return [*blocks, {**call, "input": _example(tools[0]["input_schema"])}], "tool_use"
@@ -316,6 +324,15 @@ async def _events(
     delta = {"stop_reason": stop, "stop_sequence": None}
     yield {"type": "message_delta", "delta": delta, "usage": charge.usage()}
     yield {"type": "message_stop"}
+
+
+def _ordered(body: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The tool call that the last user text orders."""
+    last = body["messages"][-1]["content"]
+    blocks = [{"type": "text", "text": last}] if isinstance(last, str) else last
+    text = "\n".join(block.get("text", "") for block in blocks if block.get("type") == "text")
+    found = re.search(r"ORDER (\w+) (\{.*?\})", text)
+    return None if found is None else (found[1], json.loads(found[2]))
 
 
 def _message(charge: Charge, body: dict[str, Any]) -> dict[str, Any]:
