@@ -1,32 +1,41 @@
-"""How soon will each model be wanted again? Several forecasters, and the one that would have saved
+"""How soon will each model be wanted again? Three forecasters, and the one that would have saved
 the most.
 
-No forecaster is best everywhere. Recency is right when agents work in bursts, frequency when demand
-is steady, the agents' own rhythms when it is people and schedules (`rhythm`). Which it is cannot be
-known beforehand and changes over the day, so all four are kept and judged by what they would have
-cost: each drives a *shadow*, a list of models that would be resident had it alone chosen every
-victim, under the same total budget of bytes. A request for a model that is not in the shadow costs
-that forecaster the model's reload seconds. The costs fade, the forecaster with the least is
-followed, and changing horses needs a lead of one reload, so that near-equals do not alternate.
+Recency is right when agents work in bursts, frequency when demand is steady and nobody's in
+particular, and what is known of each agent, weighed against both, in nearly everything else: that
+is the forecaster called *agents*, whose signs are the agents' rhythms (`rhythm`) and whose weights
+are learnt as it goes (`races`). Two simple rules stand beside it, because learning can go astray
+and neither LRU nor LFU should ever have been much better.
+
+Which is best cannot be known beforehand and changes over the day, so all are kept and judged by
+what they would have cost: each drives a *shadow*, a list of models that would be resident had it
+alone chosen every victim, under the same total budget of bytes. A request for a model that is not
+in the shadow costs that forecaster the model's reload seconds. The costs fade, the forecaster with
+the least is followed, and changing horses needs a lead of one reload, so that near-equals do not
+alternate.
 
 Shadows are the idea behind ARC's ghost lists and LeCaR's regret (Vietri et al. 2018); whole
 shadows cost more than ghosts but judge every expert at every request instead of only the one that
-was followed. Nothing is learned beforehand and no constant is fitted: at the first request all are
-equal and the sharpest on young agents, recency, leads.
+was followed. Nothing is learned beforehand and no constant is fitted to a trace.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import log
 
+from appliance.scheduler.races import Races, Signs
 from appliance.scheduler.rhythm import Rhythms
 
 _FADE = 0.999
 """What a cost counts one request later: a verdict over about the last thousand requests."""
 
-_FREQUENCY_FADE = 0.5 ** (1 / 4096)
-"""A use counts half after so many requests: frequency with ageing."""
+_AGEING = 4096
+"""Requests after which a use counts half: frequency with ageing."""
+
+_LATELY = 64
+"""The same, for the sign "often lately": a shift of demand shows after some dozens of requests."""
 
 _GRAIN = 0.05
 """Of a resident's stay, the part below which two return times count as equal."""
@@ -38,6 +47,33 @@ _STALE = 0.05
 """Of the expected time until the next use, the part for which a forecast need not be made anew."""
 
 _NEVER_S = 1e9
+_HARDLY = 1e-9
+"""Uses per second that are as good as none."""
+
+
+class Frequency:
+    """Each model's share of the requests, where an old one counts less."""
+
+    def __init__(self, half_life: int) -> None:
+        self._growth = 2.0 ** (1 / half_life)
+        self._newest = self._total = 1.0
+        self._uses: dict[str, float] = {}
+
+    def add(self, model: str) -> None:
+        """A request for the model. Weights of new ones grow, which spares fading all the others."""
+        self._newest *= self._growth
+        self._total += self._newest
+        self._uses[model] = self._uses.get(model, 0.0) + self._newest
+        if self._newest > 1e100:
+            self._uses = {name: uses / self._newest for name, uses in self._uses.items()}
+            self._total /= self._newest
+            self._newest = 1.0
+
+    def share(self, model: str) -> float:
+        return self._uses.get(model, 0.0) / self._total
+
+    def forget(self, model: str) -> None:
+        self._uses.pop(model, None)
 
 
 @dataclass(slots=True, eq=False)
@@ -49,16 +85,6 @@ class _Expert:
     shadow: dict[str, int] = field(default_factory=dict)
     shadow_bytes: int = 0
     cost_s: float = 0.0
-    known: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Rates by model and when they were computed; dropped when the model is asked for."""
-
-    def expected(self, model: str, now_s: float) -> float:
-        """`rate`, or what it was a moment ago, a moment being short against the expected wait."""
-        rate, at_s = self.known.get(model, (0.0, -_NEVER_S))
-        if (now_s - at_s) * rate >= _STALE or rate == 0.0:
-            rate = self.rate(model, now_s)
-            self.known[model] = (rate, now_s)
-        return rate
 
 
 class Forecast:
@@ -66,15 +92,19 @@ class Forecast:
 
     def __init__(self) -> None:
         self._last_s: dict[str, float] = {}
-        self._uses: dict[str, float] = {}
-        self._use_weight = 1.0
+        self._last_number: dict[str, int] = {}
+        self._number = 0
+        self._frequency = Frequency(_AGEING)
+        self._lately = Frequency(_LATELY)
         self._rhythms = Rhythms()
+        self._races = Races()
         self._reload_s: dict[str, float] = {}
+        self._known: dict[str, tuple[float, float, Signs]] = {}
+        """By model: when its signs were read, until when they may be kept, and the signs."""
         self._experts = (
-            _Expert("recency", self._recency),
-            _Expert("agent", self._rhythms.agent_rate),
-            _Expert("return", self._rhythms.return_rate),
-            _Expert("frequency", self._frequency),
+            _Expert("agents", self._agents_rate),
+            _Expert("recency", self._recency_rate),
+            _Expert("frequency", self._frequency_rate),
         )
         self._best = self._experts[0]
         self._loaded_s: float | None = None
@@ -89,21 +119,19 @@ class Forecast:
         self, agent: str, model: str, now_s: float, size: int, reload_s: float, budget: int
     ) -> None:
         """An agent asks for a model of `size` bytes, where `budget` bytes hold all residents."""
+        self._number += 1
         self._reload_s[model] = reload_s
-        self._use_weight /= _FREQUENCY_FADE
-        self._uses[model] = self._uses.get(model, 0.0) + self._use_weight
+        self._frequency.add(model)
+        self._lately.add(model)
+        self._races.came(model, now_s)
         self._rhythms.observe(agent, model, now_s)
-        self._last_s[model] = now_s
+        self._last_s[model], self._last_number[model] = now_s, self._number
+        self._known.pop(model, None)
         for expert in self._experts:
-            expert.known.pop(model, None)
             expert.cost_s *= _FADE
             if model not in expert.shadow:
                 expert.cost_s += reload_s
                 self._admit(expert, model, size, budget, now_s)
-        if self._use_weight > 1e100:
-            self._uses = {name: uses / self._use_weight for name, uses in self._uses.items()}
-            self._use_weight = 1.0
-            self._experts[-1].known.clear()
         best = min(self._experts, key=lambda expert: expert.cost_s)
         if best.cost_s + reload_s < self._best.cost_s:
             self._best = best
@@ -121,33 +149,62 @@ class Forecast:
         """Seconds from now until the model is expected to be asked for again."""
         if model not in self._last_s:
             return _NEVER_S
-        rate = self._best.expected(model, now_s)
-        return 1 / rate if rate > 1 / _NEVER_S else _NEVER_S
+        rate = self._best.rate(model, now_s)
+        return 1 / rate if rate > _HARDLY else _NEVER_S
 
     def forget(self, model: str) -> None:
         """The model left the configuration."""
         self._last_s.pop(model, None)
-        self._uses.pop(model, None)
+        self._last_number.pop(model, None)
+        self._frequency.forget(model)
+        self._lately.forget(model)
         self._rhythms.forget(model)
+        self._races.forget(model)
+        self._known.pop(model, None)
         for expert in self._experts:
             expert.shadow_bytes -= expert.shadow.pop(model, 0)
-            expert.known.pop(model, None)
 
     def _admit(self, expert: _Expert, model: str, size: int, budget: int, now_s: float) -> None:
         """Lets the expert's shadow load a model, in place of what the expert values least."""
         shadow = expert.shadow
-        while shadow and expert.shadow_bytes + size > budget:
+        if shadow and expert.shadow_bytes + size > budget:
+            if expert is self._experts[0]:
+                self._races.start({name: self._signs(name, now_s) for name in shadow}, now_s)
             worth = {
-                name: expert.expected(name, now_s) * self._reload_s[name] / held
+                name: expert.rate(name, now_s) * self._reload_s[name] / held
                 for name, held in shadow.items()
             }
-            victim = min(shadow, key=lambda name: (worth[name], self._last_s[name], name))
-            expert.shadow_bytes -= shadow.pop(victim)
+            for name in sorted(shadow, key=lambda name: (worth[name], self._last_s[name], name)):
+                expert.shadow_bytes -= shadow.pop(name)
+                if expert.shadow_bytes + size <= budget:
+                    break
         shadow[model] = max(size, 1)
         expert.shadow_bytes += shadow[model]
 
-    def _recency(self, model: str, now_s: float) -> float:
+    # ── the forecasters ─────────────────────────────────────────────────────────────────────────
+
+    def _recency_rate(self, model: str, now_s: float) -> float:
         return 1 / max(now_s - self._last_s[model], 1e-6)
 
-    def _frequency(self, model: str, now_s: float) -> float:
-        return self._uses[model] / self._use_weight
+    def _frequency_rate(self, model: str, now_s: float) -> float:
+        return self._frequency.share(model)
+
+    def _agents_rate(self, model: str, now_s: float) -> float:
+        return self._races.rate(self._signs(model, now_s))
+
+    def _signs(self, model: str, now_s: float) -> Signs:
+        """What is known of a model, or was a moment ago, short against the expected wait."""
+        known = self._known.get(model)
+        if known is not None and known[0] <= now_s <= known[1]:
+            return known[2]
+        agent_rate = self._rhythms.agent_rate(model, now_s)
+        return_rate = self._rhythms.return_rate(model, now_s)
+        signs = (
+            log(agent_rate + _HARDLY),
+            log(return_rate + _HARDLY),
+            log(self._lately.share(model) + 1e-4),
+            -log(self._number - self._last_number[model] + 1),
+        )
+        fresh_s = _STALE / max(agent_rate, return_rate, _HARDLY)
+        self._known[model] = (now_s, now_s + fresh_s, signs)
+        return signs

@@ -23,8 +23,10 @@ from collections.abc import Iterator
 from itertools import islice
 from math import floor, log2
 
-_USERS_ASKED = 4
-"""Agents considered per model, those first who used it last: bounds the cost of a forecast."""
+_AGENTS_ASKED = 12
+_RETURNS_ASKED = 4
+"""Agents considered per model, those first who used it last: bounds the cost of a forecast. An
+agent's own rates are worked out once for all models, a return for each."""
 
 BINS = 56
 """Bin b > 0 holds gaps from 2^((b-5)/2) to 2^((b-4)/2) seconds: a quarter second to a year."""
@@ -32,18 +34,22 @@ BINS = 56
 _BORROWED = 2.0
 """Observations that a borrowed histogram counts for: one and two are noise, ten are not."""
 
+_HABIT = 8.0
+"""Moves that an agent's habits count for: who has a choice of twenty models shows where it goes
+from each of them only after hundreds of moves."""
+
 _MEMORY = 300.0
 """Requests after which an agent's old gap counts half: habits change in days, not in minutes."""
 
 _UNSEEN = 0.1
 """Observations "it never comes back" in every histogram: lets silence end any expectation."""
 
-_STARTS = [0.0, *(2.0 ** ((b - 5) / 2) for b in range(1, BINS))]
+_STARTS: list[float] = [0.0, *(2.0 ** ((b - 5) / 2) for b in range(1, BINS))]
 _EXACT = 4
 """Bins after the silence for which the time left is computed; beyond, a gap is four times as long
 and the silence no longer matters to it."""
 
-_WIDTHS = [2.0 ** ((b - 4) / 2) - start for b, start in enumerate(_STARTS)]
+_WIDTHS: list[float] = [2.0 ** ((b - 4) / 2) - start for b, start in enumerate(_STARTS)]
 _MIDDLES = [start + width / 2 for start, width in zip(_STARTS, _WIDTHS, strict=True)]
 
 
@@ -97,8 +103,15 @@ class Gaps:
 
         In the bin the silence has reached, gaps are taken as evenly spread.
         """
-        every, _ = self.joint_rates(self, silent_s)
-        return every
+        b = bin_of(silent_s)
+        left_s = max(_STARTS[b] + _WIDTHS[b] - silent_s, 0.05 * _WIDTHS[b])
+        fraction, grain_s, weights = left_s / _WIDTHS[b], self._grain_s, self._weights
+        far = min(b + 1 + _EXACT, BINS)
+        every = weights[b] * fraction / (left_s / 2 + grain_s) + self._rate_after[far]
+        for near in range(b + 1, far):
+            every += weights[near] / (_MIDDLES[near] - silent_s + grain_s)
+        left = weights[b] * fraction + self._weights_after[b + 1]
+        return every / left
 
     def joint_rates(self, part: Gaps, silent_s: float) -> tuple[float, float]:
         """`rate` of this histogram, and of those of its gaps that `part` holds as well."""
@@ -126,6 +139,8 @@ class _Agent:
         "last_s",
         "moves",
         "moves_total",
+        "rates_at_s",
+        "rates_then",
         "returns",
         "stays",
         "uses",
@@ -139,6 +154,14 @@ class _Agent:
         self.moves_total: dict[str, float] = {}
         self.uses: dict[str, float] = {}
         self.uses_total = 0.0
+        self.rates_at_s, self.rates_then = -1.0, (0.0, 0.0)
+
+    def rates(self, now_s: float) -> tuple[float, float]:
+        """Its requests per second, and of these the ones for the model it used last."""
+        if self.rates_at_s != now_s:
+            silent_s = now_s - self.last_s
+            self.rates_at_s, self.rates_then = now_s, self.gaps.joint_rates(self.stays, silent_s)
+        return self.rates_then
 
 
 class Rhythms:
@@ -162,6 +185,7 @@ class Rhythms:
         known.uses[model] = known.uses.get(model, 0.0) + 1.0
         known.uses_total += 1.0
         known.last_model, known.last_s = model, now_s
+        known.rates_at_s = -1.0
         everybody = self._everybody
         stay_share = everybody.stays.count / max(everybody.gaps.count, 1.0)
         known.gaps.rebuild(everybody.gaps, _BORROWED, self.grain_s)
@@ -171,9 +195,8 @@ class Rhythms:
     def agent_rate(self, model: str, now_s: float) -> float:
         """Uses per second by the agents' next requests."""
         total = 0.0
-        for agent, _, _ in self._recent_users(model):
-            silent_s = now_s - agent.last_s
-            every, stay = agent.gaps.joint_rates(agent.stays, silent_s)
+        for agent, _, _ in self._recent_users(model, _AGENTS_ASKED):
+            every, stay = agent.rates(now_s)
             if agent.last_model == model:
                 total += stay
             else:
@@ -182,10 +205,11 @@ class Rhythms:
 
     def return_rate(self, model: str, now_s: float) -> float:
         """Uses per second by the agents that used this model before."""
-        return sum(gaps.rate(now_s - last[0]) for _, gaps, last in self._recent_users(model))
+        users = self._recent_users(model, _RETURNS_ASKED)
+        return sum(gaps.rate(now_s - last[0]) for _, gaps, last in users)
 
-    def _recent_users(self, model: str) -> Iterator[tuple[_Agent, Gaps, list[float]]]:
-        return islice(reversed(self._pairs.get(model, {}).values()), _USERS_ASKED)
+    def _recent_users(self, model: str, most: int) -> Iterator[tuple[_Agent, Gaps, list[float]]]:
+        return islice(reversed(self._pairs.get(model, {}).values()), most)
 
     def forget(self, model: str) -> None:
         """The model is gone from the configuration."""
@@ -228,4 +252,4 @@ def _share_of_moves(agent: _Agent, model: str) -> float:
     others = agent.uses_total - agent.uses.get(agent.last_model, 0.0)
     habit = agent.uses.get(model, 0.0) / others if others > 0 else 0.0
     total = agent.moves_total.get(agent.last_model, 0.0)
-    return (moves.get(model, 0.0) + _BORROWED * habit) / (total + _BORROWED)
+    return (moves.get(model, 0.0) + _HABIT * habit) / (total + _HABIT)

@@ -3,11 +3,13 @@
     scripts/bench/scheduler.py --trace FILE.csv --slots 4 [--window 16] [--json]
     scripts/bench/scheduler.py --make zipf|bursts --out FILE.csv [--seed 0]
     scripts/bench/scheduler.py --decisions [--json]
+    scripts/bench/scheduler.py --families [--seed 2] [--rows 8000] [--json]
 
 A trace has the columns time_s, agent, model, duration_s; all models are of one size and `--slots`
 of them are resident at once. `--make` writes a development trace: real arrivals (see
 ../shared/traces/README.md, stretched a hundredfold) with models drawn by a seed. `--decisions`
-times one decision with 50 models on 8 devices and 1,000 requests waiting.
+times one decision with 50 models on 8 devices and 1,000 requests waiting. `--families` replays the
+self-made families of tests/scheduler/families.py in arrival order.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import platform
 import random
@@ -49,6 +52,7 @@ from appliance.scheduler.values import (
     StepRequested,
     StopInstance,
 )
+from tests.scheduler.families import FAMILIES, make
 
 TRACES = Path(__file__).resolve().parents[2] / ".." / "shared" / "traces"
 STRETCH = 100.0
@@ -60,7 +64,10 @@ def main() -> int:
     options = _options()
     if options.make:
         return _write(_make(options.make, options.seed, options.rows), Path(options.out))
-    figures = _decisions() if options.decisions else _swaps(options)
+    if options.decisions:
+        figures = _decisions()
+    else:
+        figures = _families(options) if options.families else _swaps(options)
     for name, value in figures.items():
         print(f"{name:>18}  {value}")
     if options.json:
@@ -84,10 +91,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=28185)
     parser.add_argument("--decisions", action="store_true", help="time one decision")
+    parser.add_argument("--families", action="store_true", help="self-made families of traces")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     options = parser.parse_args()
-    if not (options.make or options.decisions or options.trace):
-        parser.error("give --trace, --make or --decisions")
+    if not (options.make or options.decisions or options.families or options.trace):
+        parser.error("give --trace, --make, --decisions or --families")
     return options
 
 
@@ -112,6 +120,31 @@ def _swaps(options: argparse.Namespace) -> dict[str, object]:
         "decision_us_p50": round(_quantile(took, 0.5) * 1e6, 1),
         "decision_us_p99": round(_quantile(took, 0.99) * 1e6, 1),
     }
+
+
+def _families(options: argparse.Namespace) -> dict[str, object]:
+    """Loads by Belady's over all families, in the geometric mean and each, beside the simple
+    rules'. Cells in which Belady needs under 30 loads are left out: they are all beginning."""
+    figures: dict[str, object] = {}
+    logs: dict[str, list[float]] = {}
+    for family in FAMILIES:
+        trace = make(family, options.seed, min(options.rows, 8000))
+        models = [row.model for row in trace]
+        for slots in (2, 4, 8):
+            optimum = optimum_loads(models, slots)
+            if optimum < 30:
+                continue
+            ratios = {
+                "ours": replay(trace, slots).loads / optimum,
+                "lru": lru_loads(models, slots) / optimum,
+                "lfu": lfu_loads(models, slots) / optimum,
+            }
+            told = " ".join(f"{ratio:.2f}" for ratio in ratios.values())
+            figures[f"{family} @{slots}"] = told
+            for rule, ratio in ratios.items():
+                logs.setdefault(f"{rule}_by_belady_{slots}", []).append(math.log(ratio))
+    means = {name: round(math.exp(sum(some) / len(some)), 3) for name, some in logs.items()}
+    return figures | dict(sorted(means.items()))
 
 
 def _quantile(ordered: list[float], share: float) -> float:

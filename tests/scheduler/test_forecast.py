@@ -1,0 +1,87 @@
+"""Forecasts: what the races learn, and what the loads of whole traces show of it."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from appliance.scheduler.forecast import Forecast, Frequency
+from appliance.scheduler.races import Races
+from appliance.scheduler.replay import lfu_loads, lru_loads, optimum_loads, replay
+from tests.scheduler.families import FAMILIES, make
+
+
+def test_a_sign_that_tells_who_is_back_first_gains_weight() -> None:
+    races, rng = Races(), Random(0)
+    before = races.weights
+    for number in range(400):
+        told = {f"m{n}": (rng.gauss(0, 1), rng.gauss(0, 1), rng.gauss(0, 1), 0.0) for n in range(4)}
+        races.start(told, float(number))
+        for name in sorted(told, key=lambda name: -told[name][2]):
+            races.came(name, number + 0.5)
+    gained = [after - then for after, then in zip(races.weights, before, strict=True)]
+    assert gained[2] == max(gained)
+    assert races.weights[2] > 3 * max(races.weights[0], races.weights[1])
+
+
+def test_rates_are_in_uses_per_second_after_some_races() -> None:
+    races = Races()
+    signs = (-3.0, -3.0, -3.0, -3.0)
+    for number in range(600):
+        races.start({"a": signs, "b": signs}, number * 100.0)
+        races.came("a", number * 100.0 + 20.0)
+        races.came("b", number * 100.0 + 20.0)
+    assert 1 / races.rate(signs) == pytest.approx(20.0, rel=0.05)
+
+
+@given(st.lists(st.tuples(*[st.floats(-25, 25)] * 4), min_size=2, max_size=12))
+@settings(max_examples=50, deadline=None)
+def test_rates_stay_finite_whatever_signs_race(all_signs: list[tuple[float, ...]]) -> None:
+    races = Races()
+    runners = {f"m{n}": (s[0], s[1], s[2], s[3]) for n, s in enumerate(all_signs)}
+    for round_ in range(20):
+        races.start(runners, float(round_))
+        for name in runners:
+            races.came(name, float(round_))
+    assert all(0 < races.rate(signs) < float("inf") for signs in runners.values())
+
+
+def test_frequency_fades_and_shares_sum_to_no_more_than_one() -> None:
+    frequency = Frequency(half_life=10)
+    for _ in range(5000):
+        frequency.add("old")
+    for _ in range(10):
+        frequency.add("new")
+    assert frequency.share("old") == pytest.approx(0.5, rel=0.01)
+    assert frequency.share("old") + frequency.share("new") <= 1.0
+
+
+def test_a_forgotten_model_is_expected_never_again() -> None:
+    forecast = Forecast()
+    for number in range(50):
+        for model in "ab":
+            forecast.observe("x", model, float(number), size=1, reload_s=5.0, budget=1)
+    assert forecast.next_use_s("a", 60.0) < 1e9
+    forecast.forget("a")
+    assert forecast.next_use_s("a", 60.0) == 1e9
+    forecast.observe("x", "b", 61.0, size=1, reload_s=5.0, budget=1)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_loads_are_hardly_ever_more_than_those_of_lru_and_lfu(family: str) -> None:
+    """The bound is for young traces: what is learnt in 2,500 requests is learnt from nothing."""
+    trace = make(family, seed=5, rows=2500)
+    models = [row.model for row in trace]
+    for slots in (2, 4):
+        loads = replay(trace, slots).loads
+        simple = min(lru_loads(models, slots), lfu_loads(models, slots))
+        assert optimum_loads(models, slots) <= loads <= 1.04 * simple + 3
+
+
+def test_agents_with_a_taste_of_their_own_cost_a_twentieth_fewer_loads_than_lru() -> None:
+    trace = make("own taste", seed=6, rows=4000)
+    models = [row.model for row in trace]
+    assert replay(trace, 4).loads < 0.95 * lru_loads(models, 4)
