@@ -31,7 +31,7 @@ class BreakerConfig(Section):
 
     failures: int = Field(5, ge=1, le=1_000, description="Failures in a row that open it.")
     open_s: float = Field(5.0, gt=0, le=3_600, description="First time open; doubles each time.")
-    open_s_max: float = Field(300.0, gt=0, le=86_400, description="Longest time open.")
+    open_s_max: float = Field(30.0, gt=0, le=86_400, description="Longest time open.")
 
 
 class RoutingConfig(Section):

@@ -2,7 +2,7 @@
 
 A breaker is a frozen value; each function gives the next one. It opens at 5 failures in a row, or
 when more than half of at least 5 outcomes within 60 s failed; stays open 5 s, doubling with each
-failed probe to 300 s (`[routing.breaker]` sets these); then lets one probe through. Only failures
+failed probe to 30 s (`[routing.breaker]` sets these); then lets one probe through. Only failures
 that say something of the provider count (`Failure.counts_for_breaker` in `retry`): our own bad
 requests do not, and being throttled does not. Never one switch for all: a model that fails says
 nothing of its siblings.

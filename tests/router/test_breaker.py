@@ -56,13 +56,13 @@ def test_a_probe_that_never_reports_is_forgotten() -> None:
     assert probing.state(200.0) is BreakerState.HALF_OPEN
 
 
-def test_each_failed_probe_doubles_the_rest_up_to_five_minutes() -> None:
+def test_each_failed_probe_doubles_the_rest_up_to_half_a_minute() -> None:
     breaker, now_s, rests = broken(), 0.0, []
     for _ in range(8):
         rests.append(breaker.open_for_s)
         now_s += breaker.open_for_s
         breaker = failed(started(breaker, now_s), now_s, "500")
-    assert rests == [5, 10, 20, 40, 80, 160, 300, 300]
+    assert rests == [5, 10, 20, 30, 30, 30, 30, 30]
 
 
 def test_a_straggler_from_before_it_opened_does_not_lengthen_the_rest() -> None:
