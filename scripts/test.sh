@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Runs the whole test suite; sets up everything it needs first.
 #
-#   scripts/test.sh [--slow] [--vllm] [PYTEST ARGUMENTS]
+#   scripts/test.sh [--air-gap] [--slow] [--vllm] [PYTEST ARGUMENTS]
 #
-#   --slow   also the tests that take minutes
-#   --vllm   also those against a real vLLM on the CPU (a second environment of 3 GB, .venv-vllm)
+#   --air-gap   (first) in a network namespace that has loopback alone, tells where else connect() went
+#   --slow      also the tests that take minutes
+#   --vllm      also those against a real vLLM on the CPU (a second environment of 3 GB, .venv-vllm)
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "$0")/lib.sh"
@@ -14,5 +15,10 @@ prepare .venv requirements-dev.lock
 want_programs bwrap=bubblewrap rg=ripgrep cc=gcc curl=curl
 fetch_default_model .venv/bin/appliance --home .appliance
 case " $* " in *' --vllm '*) scripts/vllm-env ;; esac
+if [ "${1:-}" = --air-gap ]; then
+  shift
+  want_programs unshare=util-linux ip=iproute2 strace=strace
+  exec scripts/air-gap .venv/bin/python -m pytest -q "$@"
+fi
 step 'Tests'
 exec .venv/bin/python -m pytest -q "$@"
