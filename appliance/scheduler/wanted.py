@@ -27,6 +27,13 @@ from appliance.scheduler.values import AgentSpec, DeviceView, ModelSpec
 
 log = logging.getLogger(__name__)
 
+READ_BYTES_PER_S = 1 << 30
+"""Of a model's file, until a load was measured: an SSD of the slower kind."""
+LLAMACPP_START_S = 0.5
+VLLM_START_S = 30.0
+FIRST_LOAD_S = 10.0
+"""Of a model whose size is not known."""
+
 
 def device_views(inventory: Inventory, config: Config) -> list[DeviceView]:
     """The inventory as the scheduler counts it: what may be used, and what others use."""
@@ -68,15 +75,20 @@ def model_files(
     config: Config, models_dir: Path, manifest: Mapping[str, ModelFile]
 ) -> dict[str, tuple[Path, ...]]:
     """The files each model is loaded from, of those that are loaded from files."""
-    found: dict[str, tuple[Path, ...]] = {}
-    for name, model in config.models.items():
-        if isinstance(model, LlamaCppModel):
-            adapters = (models_dir / file for file in model.adapters.values())
-            found[name] = (model_path(model.file, models_dir, manifest), *adapters)
-        elif isinstance(model, VllmModel):
-            folder = models_dir / model.folder
-            found[name] = (folder, *sorted(folder.glob("*.safetensors")))
-    return found
+    found = {name: _files_of(model, models_dir, manifest) for name, model in config.models.items()}
+    return {name: paths for name, paths in found.items() if paths}
+
+
+def _files_of(
+    model: ModelConfig, models_dir: Path, manifest: Mapping[str, ModelFile]
+) -> tuple[Path, ...]:
+    if isinstance(model, LlamaCppModel):
+        adapters = (models_dir / file for file in model.adapters.values())
+        return (model_path(model.file, models_dir, manifest), *adapters)
+    if isinstance(model, VllmModel):
+        folder = models_dir / model.folder
+        return (folder, *sorted(folder.glob("*.safetensors")))
+    return ()
 
 
 def named_pins(spec: ModelSpec, inventory: Inventory) -> ModelSpec:
@@ -133,11 +145,23 @@ def _spec(
         needs_memory=takes_memory,
         pinned=getattr(model, "keep_resident", False),
         preload=getattr(model, "keep_resident", False),
-        load_s=getattr(model, "load_s", 0.0) or (10.0 if takes_memory else 0.0),
+        load_s=_load_prior_s(model, models_dir, manifest),
         idle_unload_s=getattr(model, "idle_unload_s", 0.0) or None,
         fingerprint=fingerprint(model),
         demand=_want(name, model, models_dir, manifest, calibration) if takes_memory else None,
     )
+
+
+def _load_prior_s(model: ModelConfig, models_dir: Path, manifest: Mapping[str, ModelFile]) -> float:
+    """Seconds a load is expected to take until one was measured: a start, and the bytes to read."""
+    if isinstance(model, ScriptedModel):
+        return model.load_s or (FIRST_LOAD_S if model.vram_bytes else 0.0)
+    paths = _files_of(model, models_dir, manifest)
+    if not paths:
+        return 0.0
+    found = sum(path.stat().st_size for path in paths if path.is_file())
+    start_s = VLLM_START_S if isinstance(model, VllmModel) else LLAMACPP_START_S
+    return start_s + found / READ_BYTES_PER_S if found else FIRST_LOAD_S
 
 
 def _want(
