@@ -95,7 +95,7 @@ class Worker:
                 self._begin(ready)
             if self._work.has_work:
                 self._work.step()
-                self._reporter.flush()
+                self._reporter.step_ended()
                 is_rested = False
             elif wait_s and not received and not self._preparing.is_busy:
                 self._work.rest()
@@ -108,6 +108,7 @@ class Worker:
             case "cancel":
                 self._preparing.cancel(frame["id"])
                 self._work.cancel(frame["id"])
+                self._reporter.cancelled(frame["id"])
             case "ping":
                 self._channel.send({"type": "pong"})
             case other:
