@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from math import log
 
 from appliance.scheduler.races import Races, Signs
-from appliance.scheduler.rhythm import Rhythms
+from appliance.scheduler.rhythm import SAME_SILENCE, Rhythms
 
 _FADE = 0.999
 """What a cost counts one request later: a verdict over about the last thousand requests."""
@@ -205,6 +205,7 @@ class Forecast:
             log(self._lately.share(model) + 1e-4),
             -log(self._number - self._last_number[model] + 1),
         )
-        fresh_s = _STALE / max(agent_rate, return_rate, _HARDLY)
+        silent_s = now_s - self._last_s[model]
+        fresh_s = max(_STALE / max(agent_rate, return_rate, _HARDLY), SAME_SILENCE * silent_s)
         self._known[model] = (now_s, now_s + fresh_s, signs)
         return signs

@@ -31,6 +31,10 @@ agent's own rates are worked out once for all models, a return for each."""
 BINS = 56
 """Bin b > 0 holds gaps from 2^((b-5)/2) to 2^((b-4)/2) seconds: a quarter second to a year."""
 
+SAME_SILENCE = 0.05
+"""The part by which a silence may grow until what it tells is worked out anew: a tenth of the step
+from one bin to the next."""
+
 _BORROWED = 2.0
 """Observations that a borrowed histogram counts for: one and two are noise, ten are not."""
 
@@ -139,8 +143,9 @@ class _Agent:
         "last_s",
         "moves",
         "moves_total",
-        "rates_at_s",
+        "rates_from_s",
         "rates_then",
+        "rates_until_s",
         "returns",
         "stays",
         "uses",
@@ -154,13 +159,15 @@ class _Agent:
         self.moves_total: dict[str, float] = {}
         self.uses: dict[str, float] = {}
         self.uses_total = 0.0
-        self.rates_at_s, self.rates_then = -1.0, (0.0, 0.0)
+        self.rates_then = (0.0, 0.0)
+        self.rates_from_s, self.rates_until_s = 0.0, -1.0
 
     def rates(self, now_s: float) -> tuple[float, float]:
         """Its requests per second, and of these the ones for the model it used last."""
-        if self.rates_at_s != now_s:
+        if not self.rates_from_s <= now_s <= self.rates_until_s:
             silent_s = now_s - self.last_s
-            self.rates_at_s, self.rates_then = now_s, self.gaps.joint_rates(self.stays, silent_s)
+            self.rates_then = self.gaps.joint_rates(self.stays, silent_s)
+            self.rates_from_s, self.rates_until_s = now_s, now_s + SAME_SILENCE * silent_s
         return self.rates_then
 
 
@@ -185,7 +192,7 @@ class Rhythms:
         known.uses[model] = known.uses.get(model, 0.0) + 1.0
         known.uses_total += 1.0
         known.last_model, known.last_s = model, now_s
-        known.rates_at_s = -1.0
+        known.rates_until_s = -1.0
         everybody = self._everybody
         stay_share = everybody.stays.count / max(everybody.gaps.count, 1.0)
         known.gaps.rebuild(everybody.gaps, _BORROWED, self.grain_s)
