@@ -32,6 +32,8 @@ from appliance.gpu.types import (
 )
 
 BLOCK_TOKENS = 16
+SPARE_TOKENS = 256
+"""The empty block that is never used, and the rounding where blocks are larger (128 on a CPU)."""
 GRAPH_BYTES = 768 * MIB
 """Allowance for captured CUDA graphs, until a load was measured."""
 HOST_BYTES = 2048 * MIB
@@ -59,7 +61,8 @@ def kv_cache_bytes(model: ModelShape, plan: VllmPlan) -> int:
     ranks = max(len(plan.devices), 1)
     total = 0
     for layer in model.layers:
-        tokens = _blocks(model, layer.kind, plan) * BLOCK_TOKENS * plan.slots
+        blocks = _blocks(model, layer.kind, plan)
+        tokens = blocks * BLOCK_TOKENS * plan.slots + (SPARE_TOKENS if blocks else 0)
         width = layer.k_width + layer.v_width
         total += tokens * (width if model.is_mla else -(-width // ranks)) * element
     return total

@@ -24,7 +24,13 @@ from appliance.gpu.types import (
     Term,
     Want,
 )
-from appliance.gpu.vllm import VllmFootprint, VllmPlan, estimate_vllm, kv_cache_bytes
+from appliance.gpu.vllm import (
+    SPARE_TOKENS,
+    VllmFootprint,
+    VllmPlan,
+    estimate_vllm,
+    kv_cache_bytes,
+)
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen3",
@@ -147,11 +153,11 @@ def test_tensors_that_lie_are_refused(tmp_path: Path, entry: dict[str, Any], rea
         read_shape(path)
 
 
-def test_the_kv_order_is_whole_blocks_of_every_slots_window(tmp_path: Path) -> None:
+def test_the_kv_order_is_whole_blocks_of_every_slots_window_and_a_little(tmp_path: Path) -> None:
     shape = read_shape(folder(tmp_path / "m"))
     plan = VllmPlan(4096, 8, devices=("GPU-0",))
     per_token = 4 * 2 * 8 * 128 * 2
-    assert kv_cache_bytes(shape, plan) == 8 * 4096 * per_token
+    assert kv_cache_bytes(shape, plan) == (8 * 4096 + SPARE_TOKENS) * per_token
     assert kv_cache_bytes(shape, VllmPlan(4096, 8, KvType.Q8_0, ("GPU-0",))) * 2 == (
         kv_cache_bytes(shape, plan)
     )

@@ -48,7 +48,9 @@ async def test_an_agent_answers_on_it(tmp_path: Path) -> None:
         assert ended["text"].strip() == "one two three"
         told = json.loads((home / "models" / "small" / "started.json").read_text())
         assert told["argv"][told["argv"].index("--max-model-len") + 1] == "2048"
-        assert int(told["environment"]["VLLM_CPU_KVCACHE_SPACE"]) >= 1
+        # 2 slots of 2048 tokens and the spare ones, 8 of K and 8 of V, two bytes each
+        ordered = int(told["argv"][told["argv"].index("--kv-cache-memory-bytes") + 1])
+        assert ordered == (2 * 2048 + 256) * 16 * 2
         (row,) = (await daemon.get("/api/models"))["models"]
         assert row["name"] == "near"
 

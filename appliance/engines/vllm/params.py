@@ -6,12 +6,14 @@ not a share of what is free (`gpu/vllm.py` says why).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-GIB = 1 << 30
+LEAST_SHARE = "0.01"
+"""Of a card's memory that must be free at the start. With KV bytes ordered the share says nothing
+else (`request_memory` in `vllm/v1/worker/utils.py`), and what is free is the ledger's to know: with
+the default of 0.92 no server would start beside another model."""
 
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -63,9 +65,11 @@ class VllmParams:
             "--enable-prompt-tokens-details",
             *("--structured-outputs-config", '{"backend":"guidance"}'),
         ]
-        if self.cards:
+        if self.kv_bytes:
             argv += ["--kv-cache-memory-bytes", str(self.kv_bytes)]
+        if self.cards:
             argv += ["--tensor-parallel-size", str(len(self.cards))]
+            argv += ["--gpu-memory-utilization", LEAST_SHARE]
         else:
             argv.append("--enforce-eager")
         if self.kv_fp8:
@@ -77,12 +81,9 @@ class VllmParams:
     def child_environment(self, secret: str) -> dict[str, str]:
         """Over the allow-listed environment. The secret is not on the command line, where every
         user of the machine could read it."""
-        told = {
+        return {
             **QUIET,
             "VLLM_API_KEY": secret,
             "CUDA_VISIBLE_DEVICES": ",".join(self.cards),
             **self.environment,
         }
-        if not self.cards:
-            told.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, math.ceil(self.kv_bytes / GIB))))
-        return told

@@ -58,6 +58,7 @@ async def test_cards_and_bytes_are_ordered_not_left_to_the_server(folder: Path) 
         line = " ".join(map(str, told["argv"]))  # type: ignore[arg-type]
         assert "--kv-cache-memory-bytes 12345" in line
         assert "--tensor-parallel-size 2" in line
+        assert "--gpu-memory-utilization 0.01" in line
         assert told["environment"]["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"  # type: ignore[index]
 
 
