@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from itertools import islice
 from math import floor, log2
 
-_AGENTS_ASKED = 12
+_AGENTS_ASKED = 6
 _RETURNS_ASKED = 4
 """Agents considered per model, those first who used it last: bounds the cost of a forecast. An
 agent's own rates are worked out once for all models, a return for each."""

@@ -40,8 +40,11 @@ def make_room(book: Book, now_s: float) -> bool:
     if book.draining:
         return False
     changed = _complete_claims(book, now_s)
-    for state in _most_urgent(book, now_s):
-        changed |= _load_for_waiters(book, state, now_s)
+    urgent = _most_urgent(book, now_s)
+    free = _open_free(book) if urgent else {}
+    for state in urgent:
+        if _load_for_waiters(book, state, free, now_s):
+            changed, free = True, _open_free(book)
     for state in book.models.values():
         if state.wanted and book.may_load(state.spec.name, now_s):
             changed |= _load_wanted(book, state, now_s)
@@ -167,8 +170,7 @@ def _refill(book: Book, now_s: float) -> bool:
     return False
 
 
-def _load_for_waiters(book: Book, state: ModelState, now_s: float) -> bool:
-    free = _open_free(book)
+def _load_for_waiters(book: Book, state: ModelState, free: Mapping[str, int], now_s: float) -> bool:
     if _start_if_it_fits(book, state, free, now_s):
         return True
     oldest = book.queue.oldest(state.spec.name)
@@ -194,7 +196,7 @@ def _claim(
     idle = [i for i in idle if not _is_between_steps(book, state, i, oldest, now_s)]
     leaving += refill.cuttable(book)
     found = _choose(book, state, free, leaving + idle, now_s) if leaving or idle else None
-    if found is None and _turn_may_have_come(book, state, oldest, now_s):
+    if found is None and _turn_may_have_come(book, state, ready, oldest, now_s):
         found = _choose(book, state, free, leaving + ready, now_s)
         if found is not None and not _turn_has_come(book, state, found[1], oldest, now_s):
             return False
@@ -262,17 +264,25 @@ def _work_elsewhere(book: Book) -> bool:
     return loading or any(state.claim is not None for state in book.models.values())
 
 
-def _turn_may_have_come(book: Book, state: ModelState, oldest: Waiting, now_s: float) -> bool:
-    """`_turn_has_come` for the victims that are cheapest to say: spares choosing them."""
+def _turn_may_have_come(
+    book: Book, state: ModelState, ready: list[Instance], oldest: Waiting, now_s: float
+) -> bool:
+    """The turn has come for one victim at least, without whom it has come for no set of them: all
+    of a set have to be worth it, and its cost is the sum. Spares choosing them."""
     if book.queue.is_due(oldest):
         return True
-    if oldest.step.priority is not Priority.BACKGROUND and any(
-        held.step.priority > oldest.step.priority
-        for instance in book.ready()
-        for held in instance.leases.values()
-    ):
-        return True
-    return now_s - oldest.since_s >= swap_patience_s(book, state, [])
+    if book.policy.wait_for_dry:
+        return False
+    first = book.queue.first(state.spec.name)
+    assert first is not None
+    waits_s = now_s - oldest.since_s
+    for victim in ready:
+        cost_s = state.load_s + book.models[victim.model].load_s
+        if min(waits_s, now_s - victim.ready_s) >= book.policy.swap_patience_s(cost_s):
+            return True
+        if _outranks(book, first, [victim]):
+            return True
+    return False
 
 
 def _turn_has_come(
@@ -284,14 +294,25 @@ def _turn_has_come(
         return False
     first = book.queue.first(state.spec.name)
     assert first is not None
-    served = [held.step.priority for victim in victims for held in victim.leases.values()]
-    for victim in victims:
-        next_up = book.queue.first(victim.model)
-        if next_up is not None:
-            served.append(next_up.step.priority)
-    if served and first.step.priority < min(served):
+    if _outranks(book, first, victims):
         return True
     return _waited_s(oldest, victims, now_s) >= swap_patience_s(book, state, victims)
+
+
+def _outranks(book: Book, first: Waiting, victims: list[Instance]) -> bool:
+    """More urgent than all that the victims serve or would serve next, if anything."""
+    mine, served = first.step.priority, False
+    for victim in victims:
+        for held in victim.leases.values():
+            if held.step.priority <= mine:
+                return False
+            served = True
+        next_up = book.queue.first(victim.model)
+        if next_up is not None:
+            if next_up.step.priority <= mine:
+                return False
+            served = True
+    return served
 
 
 def _waited_s(oldest: Waiting, victims: list[Instance], now_s: float) -> float:
