@@ -64,6 +64,36 @@ def test_score_writes_a_number_for_every_query_of_an_unmarked_file(
     assert len({row["score"] for row in rows}) > 10
 
 
+@pytest.mark.parametrize("stage", ["before", "after"])
+@pytest.mark.parametrize("labels", ["0", "40"])
+def test_score_holds_for_empty_cells_unknown_marks_and_sets_without_rows(
+    tmp_path: Path, stage: str, labels: str
+) -> None:
+    train, data, out = tmp_path / "train", tmp_path / "new.csv.gz", tmp_path / "scores.csv"
+    train.mkdir()
+    _table(train / "none.csv.gz", ["query_id", "prompt", "weak", "strong"])
+    _table(
+        train / "new.csv.gz",
+        ["query_id", "prompt", "weak", "strong", "weak_answer", "acc_peer"],
+        ["new/9", "Which one?", "", "1", "b", ""],
+        ["new/8", "", "nan", "?", "", ""],
+        ["new/7", "And then?", "1", "1", "a", ""],
+    )
+    _table(data, ["query_id", "prompt", "weak_answer"], ["new/0"], ["new/1", "Été ?", "oui"])
+    command = [sys.executable, str(BENCH / "router.py"), "score", "--train", str(train)]
+    command += ["--labels", labels, "--data", str(data), "--stage", stage, "--out", str(out)]
+    subprocess.run(command, check=True, timeout=60)
+    with out.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert [row["query_id"] for row in rows] == ["new/0", "new/1"]
+    assert all(np.isfinite(float(row["score"])) for row in rows)
+
+
+def _table(path: Path, *rows: list[str]) -> None:
+    with gzip.open(path, "wt", encoding="utf-8", newline="") as out:
+        csv.writer(out).writerows(rows)
+
+
 def _write(path: Path, *, count: int, marked: bool) -> None:
     draw = np.random.default_rng(count)
     name = path.name.split(".")[0]

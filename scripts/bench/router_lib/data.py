@@ -58,8 +58,11 @@ class Outcomes:
 
 
 def load(path: Path) -> Outcomes:
-    with gzip.open(path, "rt", encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines))
+    """A set from its file. A column that is missing reads as empty, a mark that is no number as
+    unknown; a file without rows is a ValueError."""
+    rows = _rows(path)
+    if not rows:
+        raise ValueError(f"{path} has no rows")
     features = [read(row["prompt"]) for row in rows]
     weak, strong = _numbers(rows, "weak"), _numbers(rows, "strong")
     return Outcomes(
@@ -79,7 +82,17 @@ def load(path: Path) -> Outcomes:
 
 
 def load_all(folder: Path) -> list[Outcomes]:
-    return [load(path) for path in sorted(folder.glob("*.csv.gz"))]
+    """Every set of a folder that has rows."""
+    return [load(path) for path in sorted(folder.glob("*.csv.gz")) if _rows(path)]
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with gzip.open(path, "rt", encoding="utf-8", errors="replace", newline="") as lines:
+        return [
+            {"query_id": str(i), "prompt": ""}
+            | {name: value or "" for name, value in row.items() if name is not None}
+            for i, row in enumerate(csv.DictReader(lines))
+        ]
 
 
 def _family(query_id: str, path: Path) -> str:
@@ -93,15 +106,29 @@ def _stem(prompt: str) -> str:
 
 
 def _numbers(rows: list[dict[str, str]], column: str) -> np.ndarray:
-    return np.array([float(row[column]) if row.get(column) else np.nan for row in rows])
+    return np.array([_number(row.get(column, "")) for row in rows])
+
+
+def _number(text: str) -> float:
+    """The finite number that a cell says, else NaN."""
+    try:
+        value = float(text)
+    except ValueError:
+        return np.nan
+    return value if np.isfinite(value) else np.nan
 
 
 def _strong_peers(rows: list[dict[str, str]], weak: np.ndarray, strong: np.ndarray) -> np.ndarray:
     """Mean mark of the models nearer to the strong one in accuracy than to the weak one."""
     columns = [_numbers(rows, name) for name in rows[0] if name.startswith("acc_")]
-    middle = (np.nanmean(weak) + np.nanmean(strong)) / 2 if columns else 0.0
-    high = [each for each in columns if np.nanmean(each) >= middle]
-    return np.nanmean(high, axis=0) if high else strong
+    columns = [each for each in columns if not np.isnan(each).all()]
+    if not columns or np.isnan(weak).all() or np.isnan(strong).all():
+        return strong
+    middle = (np.nanmean(weak) + np.nanmean(strong)) / 2
+    high = np.array([each for each in columns if np.nanmean(each) >= middle] or [strong])
+    known = ~np.isnan(high)
+    total = np.where(known, high, 0.0).sum(0)
+    return np.where(known.any(0), total / np.maximum(known.sum(0), 1), strong)
 
 
 def _answers(rows: list[dict[str, str]]) -> np.ndarray:
@@ -118,7 +145,7 @@ def _answers(rows: list[dict[str, str]]) -> np.ndarray:
                 LocalAnswer(
                     prompt=row["prompt"],
                     answer=row["weak_answer"],
-                    output_chars=int(float(row.get("weak_out_chars") or 0)),
+                    output_chars=int(np.nan_to_num(_number(row.get("weak_out_chars", "")))),
                     others=tuple(row[columns[i]] for i in order),
                     weights=tuple(trust[i] for i in order),
                 )

@@ -22,6 +22,10 @@ from router_lib.data import Outcomes
 ENOUGH_LABELS = 150
 _SEED = 20
 _CLIP = 3.0
+_BLOCK = 1_000
+NEIGHBOURS = 16_000
+"""Most rows that are looked at as neighbours of one: a larger file is sampled, so that time grows
+with its length and not with its square."""
 
 
 class Stage:
@@ -39,12 +43,15 @@ def score(
     rows of `train[i]` whose marks may be used; `data` may be one of `train` itself."""
     if stage == Stage.AFTER and not data.answers.size:
         stage = Stage.BEFORE
+    marked = [(each, use[~np.isnan(each.gain[use])]) for each, use in zip(train, rows, strict=True)]
     usable = [
         (each, use)
-        for each, use in zip(train, rows, strict=True)
+        for each, use in marked
         if len(use) and (stage == Stage.BEFORE or each.answers.size)
     ]
     usable = _teachers(usable, data)
+    if not usable:
+        return _untaught(data, stage)
     centre, spread = _centre(train, data)
     inputs = [_inputs(each, stage, centre, spread) for each, _ in usable]
     own = _inputs(data, stage, centre, spread)
@@ -58,6 +65,14 @@ def score(
 
 
 PEERS = 0.5
+
+
+def _untaught(data: Outcomes, stage: str) -> np.ndarray:
+    """The order without any mark to learn from: longer questions need the strong model more, and
+    after generation those answers that other local models agree with less."""
+    if stage == Stage.AFTER and data.answers[:, 0].std() > 0:
+        return -data.answers[:, 0]
+    return data.shape[:, 0]
 
 
 def _target(each: Outcomes, stage: str) -> np.ndarray:
@@ -117,14 +132,14 @@ def _around(each: Outcomes, shape: np.ndarray) -> np.ndarray:
     group, itself left out: how hard the local models find this kind of question."""
     told = each.answers[:, [0, 4, 10]]
     mean = told.mean(0)
-    words = np.maximum(each.sketch @ each.sketch.T, 0.0) ** 2
-    square = (shape**2).sum(1)
-    apart = np.maximum(square[:, None] + square[None] - 2 * shape @ shape.T, 0.0)
-    alike = np.exp(-apart / (0.5 * shape.shape[1]))
-    found = []
-    for nearness, trust in ((words, 0.3), (alike, 1.0)):
-        np.fill_diagonal(nearness, 0.0)
-        found.append((nearness @ told + trust * mean) / (nearness.sum(1) + trust)[:, None])
+    pool = np.arange(len(each))
+    if len(pool) > NEIGHBOURS:
+        pool = np.random.default_rng(_SEED).permutation(pool)[:NEIGHBOURS]
+    blocks = [
+        _near(each, shape, told, pool, np.arange(at, min(at + _BLOCK, len(each))))
+        for at in range(0, len(each), _BLOCK)
+    ]
+    found = [np.concatenate(blocks)]
     in_group = np.empty_like(told)
     for group in set(each.groups):
         member = each.groups == group
@@ -132,6 +147,24 @@ def _around(each: Outcomes, shape: np.ndarray) -> np.ndarray:
         in_group[member] = total / (member.sum() + 19)
     ranks = np.argsort(np.argsort(each.answers[:, 10])) / len(each)
     return np.concatenate([*found, in_group, np.stack([ranks, (ranks - 0.5) ** 2], 1)], axis=1)
+
+
+def _near(
+    each: Outcomes, shape: np.ndarray, told: np.ndarray, pool: np.ndarray, block: np.ndarray
+) -> np.ndarray:
+    """What the neighbours in `pool` tell the rows of `block`, by words and by shape."""
+    mean, square = told.mean(0), (shape**2).sum(1)
+    words = np.maximum(each.sketch[block] @ each.sketch[pool].T, 0.0) ** 2
+    cross = shape[block] @ shape[pool].T
+    apart = np.maximum(square[block][:, None] + square[pool][None] - 2 * cross, 0.0)
+    alike = np.exp(-apart / (0.5 * shape.shape[1]))
+    itself = block[:, None] == pool[None]
+    found = []
+    for nearness, trust in ((words, 0.3), (alike, 1.0)):
+        nearness[itself] = 0.0
+        total = nearness @ told[pool] + trust * mean
+        found.append(total / (nearness.sum(1) + trust)[:, None])
+    return np.concatenate(found, axis=1)
 
 
 def _ridge(
