@@ -20,8 +20,8 @@ from appliance.errors import ApplianceError, EngineError
 from appliance.types import Completion, Delta, Progress
 
 READ_BYTES = 1 << 16
-BEAT_S = 0.018
-"""Between two frames of deltas: fifty a second look like a stream to any reader."""
+BEAT_S = 0.04
+"""Between two frames of deltas: twenty-five a second look like a stream to any reader."""
 MAX_UNSENT_BYTES = 256 << 20
 """With this much unread by the daemon, it is not coming back: the worker ends."""
 
