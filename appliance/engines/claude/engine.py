@@ -50,9 +50,9 @@ from appliance.wire.anthropic import tool_names
 WATERMARK_TOKENS = 8
 """Output between two words to the meter: at 10 dollars a million 0.008 cents, at 60 tokens a
 second seven or eight appends a second."""
-AHEAD_TOKENS = WATERMARK_TOKENS // 2
-"""An answer that is cut off between two words stands here on average, so the ledger is neither
-above nor below the bill in the long run."""
+AHEAD_TOKENS = WATERMARK_TOKENS // 2 + 1
+"""An answer that is cut off between two words stands in the middle on average, and about one token
+is on the wire: so the ledger is neither above nor below the bill in the long run."""
 
 CHARS_PER_TOKEN = 3
 """For what the provider has not counted yet; on the safe side of the usual 3.5 to 4."""
@@ -239,8 +239,8 @@ class ClaudeEngine:
                 await self._tell(request, _so_far(reader), 0)
 
     async def _tell(self, request: GenerateRequest, so_far: Tally, ahead_tokens: int) -> None:
-        """While more is coming the figure runs ahead by half a watermark: should we die before the
-        next one, that is how far the answer had got on average."""
+        """While more is coming the figure runs ahead by half a watermark and a token: should we die
+        before the next one, that is how far the answer had got on average."""
         tally = replace(so_far, output_tokens=so_far.output_tokens + ahead_tokens)
         await self._meter.seen(request.turn_id, usage_of(tally, self._model.prices))
 
