@@ -10,122 +10,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from appliance.scheduler.breaker import Breaker
 from appliance.scheduler.forecast import Forecast
 from appliance.scheduler.foreign import ForeignHold
+from appliance.scheduler.instances import Claim, Instance, ModelState
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.policy import Policy
 from appliance.scheduler.values import (
     AgentSpec,
     DeviceView,
     Effect,
-    Fit,
-    ModelSpec,
     ParkIdle,
     Placer,
     Record,
     ResidentState,
-    StepRequested,
     StopInstance,
 )
 from appliance.scheduler.waiting import WaitingQueue
 from appliance.types import Json
-
-_LEARNING = 0.3
-"""Weight of the newest measurement of load seconds, service seconds and tokens per second."""
-
-
-@dataclass(slots=True, eq=False)
-class Held:
-    """A lease that was granted: one slot of one instance for one step."""
-
-    lease_id: str
-    step: StepRequested
-    since_s: float
-    predicted_s: float
-    preempted: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Instance:
-    """One loaded (or loading, or leaving) copy of a model.
-
-    STARTING → READY → (DRAINING) → STOPPING → forgotten at `InstanceGone`. Only READY ones are
-    granted; a DRAINING one finishes its leases. The bytes stay in the ledger under
-    `instance_id` until it is gone.
-    """
-
-    instance_id: str
-    spec: ModelSpec
-    fit: Fit
-    state: ResidentState
-    started_s: float
-    slots: int = 0
-    ready_s: float = 0.0
-    idle_since_s: float = 0.0
-    leases: dict[str, Held] = field(default_factory=dict)
-    doomed: str = ""
-    """Why it goes as soon as it is idle; empty while it may stay."""
-    has_died: bool = False
-    is_guess: bool = False
-    """Loaded without being asked for, into bytes that were free (`refill`)."""
-
-    @property
-    def model(self) -> str:
-        return self.spec.name
-
-    @property
-    def slots_free(self) -> int:
-        return self.slots - len(self.leases) if self.state is ResidentState.READY else 0
-
-    @property
-    def is_leaving(self) -> bool:
-        return self.state in (ResidentState.DRAINING, ResidentState.STOPPING)
-
-
-@dataclass(slots=True, eq=False)
-class Claim:
-    """A model that will be loaded once its victims' bytes are back, and what it needs then."""
-
-    fit: Fit
-    victims: set[str]
-    since_s: float
-
-
-@dataclass(slots=True, eq=False)
-class ModelState:
-    """A configured model: what was measured of it, whether it may start, what it waits for."""
-
-    spec: ModelSpec
-    breaker: Breaker
-    load_s: float
-    service_s: float
-    tokens_per_s: float | None = None
-    loads: int = 0
-    size_bytes: int = 0
-    """Of its latest placement."""
-    checked_epoch: int = -1
-    misfit: str = ""
-    """Why it could not even be loaded alone, when last checked; empty if it could."""
-    current: Instance | None = None
-    """The instance that is starting or ready; leaving ones are in `Book.instances` alone."""
-    claim: Claim | None = None
-    wanted: bool = False
-    """To be loaded without being asked for: pinned, preloaded, or an agent was bound to it."""
-    in_use: bool = False
-    """Asked for since it last left for lack of use: worth having back when memory is free."""
-
-    def measured_load(self, seconds: float) -> None:
-        first = self.loads == 0
-        self.load_s = seconds if first else _blend(self.load_s, seconds)
-        self.loads += 1
-
-    def measured_service(self, seconds: float, output_tokens: int) -> None:
-        self.service_s = _blend(self.service_s, seconds)
-        if output_tokens > 0 and seconds > 0:
-            rate = output_tokens / seconds
-            known = self.tokens_per_s
-            self.tokens_per_s = rate if known is None else _blend(known, rate)
 
 
 @dataclass(slots=True, eq=False)
@@ -148,6 +49,13 @@ class Book:
     next_id: int = 0
     epoch: int = 0
     """Counts changes of capacity and configuration: what fits at all is asked once in each."""
+    doubted: bool = True
+    """A model that is waited for may have become one that cannot come."""
+    claiming: dict[str, ModelState] = field(default_factory=dict)
+    """The models for which room is being made, by name, the oldest claim first."""
+    wanted: tuple[ModelState, ...] = ()
+    """The models to be loaded without being asked for."""
+    _ready: tuple[Instance, ...] | None = None
 
     def fresh(self, prefix: str) -> str:
         self.next_id += 1
@@ -156,32 +64,40 @@ class Book:
     def record(self, now_s: float, kind: str, subject: str, **numbers: Json) -> None:
         self.effects.append(Record(now_s, kind, subject, numbers))
 
-    def ready(self) -> Iterator[Instance]:
-        for state in self.models.values():
-            if state.current is not None and state.current.state is ResidentState.READY:
-                yield state.current
+    # ── instances and claims: every change of state goes through here ───────────────────────────
 
-    def may_load(self, model: str, now_s: float) -> bool:
-        """The model is neither loaded nor loading, nor is room being made, and it may be tried."""
-        state = self.models[model]
-        served = state.current is not None or state.claim is not None
-        return not served and state.breaker.retry_in_s(now_s) == 0
+    def ready(self) -> tuple[Instance, ...]:
+        """What can be granted now, models in the order of the configuration."""
+        if self._ready is None:
+            current = (state.current for state in self.models.values())
+            self._ready = tuple(i for i in current if i and i.state is ResidentState.READY)
+        return self._ready
 
-    def can_be_delayed(self, model: str, now_s: float) -> bool:
-        """Grants to others may still put off the load of this model: it has no claim, or one whose
-        victims still work. Where one step runs at a time, every grant delays everyone."""
-        current, claim = self.models[model].current, self.models[model].claim
-        if self.policy.wait_for_dry:
-            return True
-        if current is not None or claim is None:
-            return self.may_load(model, now_s)
-        return any(v in self.instances and self.instances[v].leases for v in claim.victims)
+    def add(self, state: ModelState, instance: Instance) -> None:
+        """A model's instance starts; a claim that waited for this is done with."""
+        self.claim(state, None)
+        state.current = self.instances[instance.instance_id] = instance
+
+    def open(self, instance: Instance, slots: int, now_s: float) -> None:
+        """It is loaded and may be granted."""
+        instance.slots, instance.state = slots, ResidentState.READY
+        instance.ready_s = instance.idle_since_s = now_s
+        self._ready = None
+
+    def reopen(self, state: ModelState, instance: Instance) -> None:
+        """It was to leave when idle, and is needed after all."""
+        instance.state, instance.doomed = ResidentState.READY, ""
+        state.current, self._ready = instance, None
+
+    def unseat(self, state: ModelState) -> None:
+        """The model has no instance any more that is starting or ready."""
+        state.current, self._ready, self.doubted = None, None, True
 
     def leave(self, instance: Instance, reason: str, now_s: float) -> None:
         """No more grants; stops now if idle, else when its last lease comes back."""
         state = self.models.get(instance.model)
         if state is not None and state.current is instance:
-            state.current = None
+            self.unseat(state)
         if instance.leases:
             instance.state, instance.doomed = ResidentState.DRAINING, reason
             self.record(now_s, "drain", instance.model, instance=instance.instance_id, why=reason)
@@ -195,6 +111,43 @@ class Book:
         self.effects.append(StopInstance(instance.instance_id, reason))
         self.record(now_s, "stop", instance.model, instance=instance.instance_id, why=reason)
 
+    def claim(self, state: ModelState, claim: Claim | None) -> None:
+        """Room is being made for the model, or no longer."""
+        if claim is not None:
+            self.claiming[state.spec.name] = state
+        elif state.claim is not None:
+            del self.claiming[state.spec.name]
+            self.doubted = True
+        state.claim = claim
 
-def _blend(known: float, new: float) -> float:
-    return (1 - _LEARNING) * known + _LEARNING * new
+    def claims(self) -> Iterator[Claim]:
+        """Whose bytes are spoken for, the oldest claim first."""
+        return (state.claim for state in self.claiming.values() if state.claim is not None)
+
+    def adopt(self, state: ModelState) -> None:
+        """A model is new in the configuration."""
+        self.models[state.spec.name] = state
+        self.doubted = True
+
+    def drop(self, model: str) -> None:
+        """A model is no longer in the configuration; its instance has left before."""
+        self.claim(self.models[model], None)
+        del self.models[model]
+
+    # ── questions ───────────────────────────────────────────────────────────────────────────────
+
+    def may_load(self, state: ModelState, now_s: float) -> bool:
+        """The model is neither loaded nor loading, nor is room being made, and it may be tried."""
+        served = state.current is not None or state.claim is not None
+        return not served and state.breaker.retry_at_s <= now_s
+
+    def can_be_delayed(self, model: str, now_s: float) -> bool:
+        """Grants to others may still put off the load of this model: it has no claim, or one whose
+        victims still work. Where one step runs at a time, every grant delays everyone."""
+        state = self.models[model]
+        if self.policy.wait_for_dry:
+            return True
+        claim = state.claim
+        if state.current is not None or claim is None:
+            return self.may_load(state, now_s)
+        return any(v in self.instances and self.instances[v].leases for v in claim.victims)

@@ -15,7 +15,8 @@ class Breaker:
     crashes_s: list[float] = field(default_factory=list)
     reason: str = ""
     broken: bool = False
-    _retry_at_s: float = 0.0
+    retry_at_s: float = 0.0
+    """No start is tried before."""
 
     def crashed(self, reason: str, now_s: float) -> None:
         """Counts a crash; the third in the window opens the breaker."""
@@ -26,12 +27,12 @@ class Breaker:
         pause_s = self.policy.backoff_s * (1 << (count - 1)) if count > 1 else 0.0
         if count >= self.policy.breaker_crashes:
             pause_s = self.policy.breaker_open_s
-        self._retry_at_s = now_s + pause_s
+        self.retry_at_s = now_s + pause_s
 
     def declined(self, reason: str, now_s: float) -> None:
         """A start that found no room after all: tried again soon, and no crash."""
         self.reason = reason
-        self._retry_at_s = now_s + self.policy.backoff_s
+        self.retry_at_s = now_s + self.policy.backoff_s
 
     def broke(self, reason: str) -> None:
         """The model cannot be started as configured; only a new configuration helps."""
@@ -40,8 +41,8 @@ class Breaker:
     def is_open(self, now_s: float) -> bool:
         """Requests are refused: it crashed too often, or is broken."""
         crashed_often = len(self.crashes_s) >= self.policy.breaker_crashes
-        return self.broken or (crashed_often and now_s < self._retry_at_s)
+        return self.broken or (crashed_often and now_s < self.retry_at_s)
 
     def retry_in_s(self, now_s: float) -> float:
         """Seconds until a start may be tried; zero when now."""
-        return max(self._retry_at_s - now_s, 0.0)
+        return max(self.retry_at_s - now_s, 0.0)

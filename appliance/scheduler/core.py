@@ -14,11 +14,12 @@ from dataclasses import replace
 from heapq import heappop, heappush
 from typing import assert_never
 
-from appliance.scheduler import grants, outlook, pressure, room
-from appliance.scheduler.book import Book, ModelState
+from appliance.scheduler import grants, outlook, patience, pressure, room
+from appliance.scheduler.book import Book
 from appliance.scheduler.breaker import Breaker
 from appliance.scheduler.forecast import Forecast
 from appliance.scheduler.foreign import ForeignHold
+from appliance.scheduler.instances import ModelState
 from appliance.scheduler.ledger import settled
 from appliance.scheduler.policy import Policy
 from appliance.scheduler.values import (
@@ -65,6 +66,7 @@ class Core:
         )
         self._deadlines: list[tuple[float, str]] = []
         self._woken_s = math.inf
+        self._checked_epoch = -1
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         """Takes one event in and says what is to be done, in this order."""
@@ -183,8 +185,7 @@ class Core:
         instance = book.instances.get(event.instance_id)
         if instance is None or instance.state is not ResidentState.STARTING:
             return
-        instance.slots, instance.state = event.slots, ResidentState.READY
-        instance.ready_s = instance.idle_since_s = now_s
+        book.open(instance, event.slots, now_s)
         if event.bytes_by_device is not None:
             promised = book.ledger.held_by(event.instance_id)
             book.ledger.settle(event.instance_id, settled(promised, event.bytes_by_device))
@@ -222,7 +223,7 @@ class Core:
         state = book.models.get(instance.model)
         if state is None or state.current is not instance:
             return
-        state.current = None
+        book.unseat(state)
         state.in_use &= not (was_loading and instance.is_guess)
         if event.broken:
             state.breaker.broke(event.reason)
@@ -254,7 +255,7 @@ class Core:
         was_bound = {model for agent in book.agents.values() for model in agent.models[:1]}
         for name in [name for name in book.models if name not in wanted]:
             self._retire(book.models[name], "removed from the configuration", now_s)
-            del book.models[name]
+            book.drop(name)
             book.forecast.forget(name)
         for spec in event.models:
             self._adopt(spec, now_s)
@@ -266,6 +267,7 @@ class Core:
             if unbound and instance is not None and instance.state is ResidentState.READY:
                 state.in_use = False
                 book.leave(instance, "no agent is bound to it any more", now_s)
+        book.wanted = tuple(state for state in book.models.values() if state.wanted)
         book.agents = {agent.name: agent for agent in event.agents}
         for waiting in [w for w in book.queue if w.model not in wanted]:
             book.queue.cancel(waiting.step.request_id)
@@ -277,24 +279,20 @@ class Core:
         book = self._book
         state = book.models.get(spec.name)
         if state is None:
-            policy = book.policy
-            book.models[spec.name] = ModelState(
-                spec, Breaker(policy), spec.load_s, policy.seed_service_s
-            )
+            breaker, service_s = Breaker(book.policy), book.policy.seed_service_s
+            book.adopt(ModelState(spec, breaker, spec.load_s, service_s))
             return
         if state.spec.fingerprint != spec.fingerprint:
             self._retire(state, "its configuration changed", now_s)
             state.breaker = Breaker(book.policy)
-            state.claim = None
         state.spec = spec
         if state.current is not None:
             state.current.spec = spec
 
     def _retire(self, state: ModelState, reason: str, now_s: float) -> None:
-        instance = state.current
-        state.claim = None
-        if instance is not None:
-            self._book.leave(instance, reason, now_s)
+        self._book.claim(state, None)
+        if state.current is not None:
+            self._book.leave(state.current, reason, now_s)
 
     def _drain(self, now_s: float) -> None:
         book = self._book
@@ -338,6 +336,9 @@ class Core:
     def _refuse_unservable(self, now_s: float) -> None:
         """Refuses those who wait for a model that cannot come: broken, or too large by now."""
         book = self._book
+        if not book.doubted and book.epoch == self._checked_epoch:
+            return
+        book.doubted, self._checked_epoch = False, book.epoch
         for model in book.queue.models():
             if book.models[model].current is not None:
                 continue
@@ -350,7 +351,7 @@ class Core:
                 self._refuse(waiting.step.request_id, *obstacle, now_s, retry_s)
 
     def _unload_unused(self, now_s: float) -> None:
-        for instance in list(self._book.ready()):
+        for instance in self._book.ready():
             limit_s = instance.spec.idle_unload_s
             if limit_s is None or instance.leases or instance.spec.pinned:
                 continue
@@ -361,32 +362,41 @@ class Core:
     def _wake(self, now_s: float) -> None:
         """Asks for a tick when time alone will change a decision."""
         book = self._book
-        times = [book.foreign.next_fall_s()]
+        soonest = min(book.foreign.next_fall_s(), self._next_turn_s(now_s))
         if self._deadlines:
-            times.append(self._deadlines[0][0])
-        ready = list(book.ready())
-        victim_s = room.reload_s(book, ready[:1])
-        for model, oldest in book.queue.oldest_by_model():
-            state = book.models[model]
-            if state.current is None and state.claim is None:
-                retry_s = state.breaker.retry_in_s(now_s)
-                if retry_s > 0:
-                    times.append(now_s + retry_s)
-                else:
-                    patience_s = book.policy.swap_patience_s(state.load_s + victim_s)
-                    times.append(max(oldest.since_s + patience_s, now_s + 1.0))
-        for instance in ready:
+            soonest = min(soonest, self._deadlines[0][0])
+        someone_waits = len(book.queue) > 0
+        for instance in book.ready():
             if instance.leases:
                 continue
             held_until_s = instance.idle_since_s + book.policy.hold_s
-            if held_until_s > now_s and len(book.queue):
-                times.append(held_until_s)
+            if someone_waits and now_s < held_until_s < soonest:
+                soonest = held_until_s
             if instance.spec.idle_unload_s is not None:
-                times.append(instance.idle_since_s + instance.spec.idle_unload_s)
-        soonest = min((time_s for time_s in times if time_s is not None), default=math.inf)
+                soonest = min(soonest, instance.idle_since_s + instance.spec.idle_unload_s)
         if soonest != self._woken_s and soonest != math.inf:
             book.effects.append(WakeAt(soonest))
         self._woken_s = soonest
+
+    def _next_turn_s(self, now_s: float) -> float:
+        """When the turn of a model that waits for a place may come: one that may be tried again, or
+        that was patient enough by then. Not oftener than each second, which is the least answer."""
+        book = self._book
+        soonest, least_s = math.inf, now_s + 1.0
+        victim_s = patience.reload_s(book, book.ready()[:1])
+        for model, oldest in book.queue.oldest_by_model():
+            state = book.models[model]
+            if state.current is not None or state.claim is not None:
+                continue
+            turn_s = state.breaker.retry_at_s
+            if turn_s <= now_s:
+                patient_s = book.policy.swap_patience_s(state.load_s + victim_s)
+                turn_s = max(oldest.since_s + patient_s, least_s)
+            if turn_s < soonest:
+                soonest = turn_s
+                if turn_s <= least_s:
+                    break
+        return soonest
 
     # ── small questions ─────────────────────────────────────────────────────────────────────────
 

@@ -10,6 +10,7 @@ memory is free. What came back of ours in the same seconds is therefore taken of
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 
@@ -21,6 +22,8 @@ class ForeignHold:
         self._steps: dict[str, deque[tuple[float, int]]] = {}
         self._now: dict[str, int] = {}
         self._ours: dict[str, deque[tuple[float, int]]] = {}
+        self._next_fall_s = math.inf
+        self._changed = True
 
     def observe(self, device: str, foreign_bytes: int, now_s: float) -> None:
         """What the device shows now."""
@@ -31,11 +34,13 @@ class ForeignHold:
                 steps.pop()
             steps.append((now_s + self._calm_s, before))
         self._now[device] = foreign_bytes
+        self._changed = True
 
     def returned(self, device: str, bytes_: int, now_s: float) -> None:
         """So many bytes of a process of ours that died by itself are free again."""
         forgotten_s = now_s + 2 * self._calm_s  # after the last step that could have been these
         self._ours.setdefault(device, deque()).append((forgotten_s, bytes_))
+        self._changed = True
 
     def held(self, device: str, now_s: float) -> int:
         """Bytes to leave alone at `now_s`."""
@@ -43,9 +48,18 @@ class ForeignHold:
         for queue in (steps, ours):
             while queue and queue[0][0] <= now_s:
                 queue.popleft()
+                self._changed = True
         wave = max((bytes_ for _, bytes_ in steps), default=0) - sum(bytes_ for _, bytes_ in ours)
         return max(self._now.get(device, 0), wave)
 
-    def next_fall_s(self) -> float | None:
-        """When some held value may fall next."""
-        return min((steps[0][0] for steps in self._steps.values() if steps), default=None)
+    def may_have_changed(self, now_s: float) -> bool:
+        """Some held value may differ from what it was when last asked for."""
+        return self._changed or self._next_fall_s <= now_s
+
+    def next_fall_s(self) -> float:
+        """When some held value may fall next; infinite if none will."""
+        if self._changed:
+            queues = (*self._steps.values(), *self._ours.values())
+            self._next_fall_s = min((queue[0][0] for queue in queues if queue), default=math.inf)
+            self._changed = False
+        return self._next_fall_s

@@ -16,7 +16,8 @@ it can delay R, only they are counted, and `WaitingQueue.first` serves the oldes
 
 from __future__ import annotations
 
-from appliance.scheduler.book import Book, Held, Instance
+from appliance.scheduler.book import Book
+from appliance.scheduler.instances import Held, Instance
 from appliance.scheduler.values import Grant, Preempt, ResidentState
 from appliance.scheduler.waiting import Waiting
 from appliance.types import Priority
@@ -28,12 +29,9 @@ def grant_all(book: Book, now_s: float) -> bool:
         return False
     granted = False
     barrier = _barrier(book, now_s)
-    for model in book.queue.models():
-        instance = book.models[model].current
-        if instance is None:
-            continue
-        while instance.slots_free > 0:
-            waiting = _next(book, model, barrier)
+    for instance in book.ready():
+        while instance.slots > len(instance.leases):
+            waiting = _next(book, instance.model, barrier)
             if waiting is None:
                 break
             _grant(book, instance, waiting, now_s)
@@ -44,8 +42,10 @@ def grant_all(book: Book, now_s: float) -> bool:
 
 def preempt_for_urgent(book: Book, now_s: float) -> None:
     """Cuts background steps where an interactive one waits for a slot on the same instance."""
+    if not book.queue.has_interactive:
+        return
     for instance in book.ready():
-        if instance.slots_free > 0 or not book.queue.count(instance.model):
+        if instance.slots_free > 0:
             continue
         first = book.queue.first(instance.model)
         if first is None or first.step.priority is not Priority.INTERACTIVE:
@@ -112,7 +112,7 @@ def _grant(book: Book, instance: Instance, waiting: Waiting, now_s: float) -> No
     instance.leases[lease_id] = Held(lease_id, step, now_s, waiting.cost_s)
     book.leases[lease_id] = instance
     book.queue.granted(waiting)
-    for model in book.queue.models():
+    for model in book.queue.passed_by(waiting):
         if model == waiting.model or book.can_be_delayed(model, now_s):
             book.queue.count_overtaken(waiting, model)
     book.effects.append(

@@ -78,7 +78,13 @@ class Ledger:
         return iter(self._capacity)
 
     def all_free(self) -> dict[str, int]:
-        return {account: self.free(account) for account in self._capacity}
+        used = self._used
+        return {name: max(size - used[name], 0) for name, size in self._capacity.items()}
+
+    def overdrawn(self) -> list[str]:
+        """The accounts that are short, in the order in which they were opened."""
+        used = self._used
+        return [name for name, size in self._capacity.items() if used[name] > size]
 
 
 def settled(promised: Mapping[str, int], measured: Mapping[str, int]) -> dict[str, int]:

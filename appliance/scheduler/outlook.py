@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from appliance.scheduler.book import Book, ModelState
+from appliance.scheduler.book import Book
+from appliance.scheduler.instances import Instance, ModelState
 from appliance.scheduler.values import Capacity, DeviceCapacity, ModelCapacity, ResidentState
+
+_GIB = 1 << 30
 
 
 def service_s(book: Book, model: str) -> float:
@@ -27,6 +30,16 @@ def predicted_wait_s(book: Book, model: str, now_s: float) -> float:
             return 0.0
         ahead += 1 - instance.slots_free
     return loading_s + ahead / slots * state.service_s
+
+
+def density(book: Book, instance: Instance, now_s: float) -> float:
+    """What keeping an instance is worth: reload seconds per second until its next use, per GiB."""
+    state = book.models.get(instance.model)
+    if state is None or instance.doomed:
+        return 0.0
+    next_use_s = max(book.forecast.next_use_s(instance.model, now_s), 1e-9)
+    size = max(sum(book.ledger.held_by(instance.instance_id).values()) / _GIB, 1e-9)
+    return state.load_s / next_use_s / size
 
 
 def capacity(book: Book, now_s: float) -> Capacity:

@@ -8,7 +8,7 @@ finishes its steps and goes when it falls idle, if memory is still short then. P
 from __future__ import annotations
 
 from appliance.scheduler.book import Book
-from appliance.scheduler.room import density
+from appliance.scheduler.outlook import density
 from appliance.scheduler.values import DeviceView, ResidentState
 
 
@@ -27,6 +27,8 @@ def observe(book: Book, devices: tuple[DeviceView, ...], now_s: float) -> None:
 
 def refresh(book: Book, now_s: float) -> None:
     """Sets each device's budget: what it has less what is left to other programs."""
+    if not book.foreign.may_have_changed(now_s):
+        return
     for name, view in book.views.items():
         budget = max(view.capacity_bytes - book.foreign.held(name, now_s), 0)
         if budget != book.ledger.capacity(name) or name not in book.ledger.accounts():
@@ -37,10 +39,8 @@ def refresh(book: Book, now_s: float) -> None:
 def relieve(book: Book, now_s: float) -> bool:
     """Unloads idle instances on every device that is short; True if any went."""
     unloaded = False
-    for device in list(book.ledger.accounts()):
+    for device in book.ledger.overdrawn():
         short = book.ledger.short(device)
-        if short == 0:
-            continue
         short -= sum(
             book.ledger.held_by(i.instance_id).get(device, 0)
             for i in book.instances.values()

@@ -17,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import nsmallest
 
-from appliance.scheduler.book import Book, Instance, ModelState
+from appliance.scheduler.book import Book
+from appliance.scheduler.instances import Instance, ModelState
 from appliance.scheduler.values import ResidentState
 
 _TRIED = 8
@@ -29,16 +30,16 @@ def candidates(book: Book, now_s: float) -> list[ModelState]:
     (room for it may be in the making: its bytes are not free, and the disk is)."""
     if any(i.state is ResidentState.STARTING and not i.is_guess for i in book.instances.values()):
         return []
-    if any(book.may_load(model, now_s) for model in book.queue.models()):
+    if any(book.may_load(book.models[model], now_s) for model in book.queue.models()):
         return []
     free_bytes = sum(book.ledger.all_free().values())
     missed = [
         state
-        for name, state in book.models.items()
+        for state in book.models.values()
         if state.in_use
         and state.spec.needs_memory
         and 0 < state.size_bytes <= free_bytes
-        and book.may_load(name, now_s)
+        and book.may_load(state, now_s)
         and not state.breaker.broken
     ]
     return nsmallest(

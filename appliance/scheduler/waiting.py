@@ -19,9 +19,11 @@ not more urgent, and were granted first. At `Policy.max_overtaken` it is *due*, 
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from typing import TypeAlias
 
 from appliance.scheduler.values import StepRequested
 from appliance.types import Priority
@@ -50,51 +52,65 @@ class Waiting:
     overtaken: int = 0
 
 
-class _Line:
-    """Those who wait for one model, in arrival order, and by key.
+_Rank: TypeAlias = tuple[bool, float, str]
+"""Where a model stands among those that are waited for: the due by age, then the others by key."""
 
-    Who is oldest and who is first is asked far more often than it changes, so both are kept.
+
+class _Line:
+    """Those who wait for one model, at least one: in arrival order, and in a heap by key.
+
+    Who waits longest, who is served next and how the model ranks by them are asked far more often
+    than they change, so all three are kept.
     """
 
-    __slots__ = ("due", "first", "heap", "oldest", "requests")
+    __slots__ = ("due", "first", "heap", "oldest", "rank", "requests")
 
-    def __init__(self) -> None:
-        self.requests: dict[int, Waiting] = {}
-        self.heap: list[tuple[float, int]] = []
-        self.oldest: Waiting | None = None
-        self.first: Waiting | None = None
+    def __init__(self, waiting: Waiting) -> None:
+        self.requests = {waiting.seq: waiting}
+        self.heap = [(waiting.key, waiting.seq)]
+        self.oldest = self.first = waiting
+        self.rank: _Rank = (True, waiting.key, waiting.model)
         self.due = 0
 
     def add(self, waiting: Waiting) -> None:
         self.requests[waiting.seq] = waiting
         heappush(self.heap, (waiting.key, waiting.seq))
-        self.renew()
 
     def drop(self, waiting: Waiting) -> None:
-        del self.requests[waiting.seq]
-        if not self.requests:
-            self.heap.clear()
-        elif len(self.heap) > 2 * len(self.requests) + 16:
-            self.heap[:] = [entry for entry in self.heap if entry[1] in self.requests]
-            heapify(self.heap)
-        self.renew()
-
-    def renew(self) -> None:
-        """Finds the oldest and the one with the least key again."""
+        """Takes out one of several."""
         heap, requests = self.heap, self.requests
-        while heap and heap[0][1] not in requests:
+        del requests[waiting.seq]
+        if len(heap) > 2 * len(requests) + 16:
+            heap[:] = [entry for entry in heap if entry[1] in requests]
+            heapify(heap)
+        while heap[0][1] not in requests:
             heappop(heap)
-        self.oldest = next(iter(requests.values()), None)
-        self.first = requests[heap[0][1]] if heap else None
+
+    def renew(self, max_overtaken: int) -> _Rank:
+        """Finds out again who waits longest, who is next, and how the model ranks by that."""
+        self.oldest = oldest = next(iter(self.requests.values()))
+        if oldest.overtaken >= max_overtaken:
+            self.first = oldest
+            return (False, oldest.seq, oldest.model)
+        key, seq = self.heap[0]
+        self.first = self.requests[seq]
+        return (True, key, oldest.model)
 
 
 class WaitingQueue:
-    """All waiting requests, by model. Owned by the core."""
+    """All waiting requests, by model. Owned by the core.
+
+    The models that are waited for are kept in the order in which they are to be tried; one event
+    moves one or two of them.
+    """
 
     def __init__(self, max_overtaken: int) -> None:
         self._max_overtaken = max_overtaken
         self._by_id: dict[str, Waiting] = {}
         self._lines: dict[str, _Line] = {}
+        self._ranks: list[_Rank] = []
+        self._due: dict[str, None] = {}
+        self._interactive = 0
         self._finish: dict[str, float] = {}
         self._virtual = 0.0
         self._next_seq = 0
@@ -106,18 +122,26 @@ class WaitingQueue:
         return request_id in self._by_id
 
     def __iter__(self) -> Iterator[Waiting]:
-        """In arrival order within a model, models in the order they were first asked for."""
+        """In arrival order within a model."""
         for line in self._lines.values():
             yield from line.requests.values()
 
     def models(self) -> list[str]:
-        return [model for model, line in self._lines.items() if line.requests]
+        """The models that are waited for."""
+        return list(self._lines)
+
+    def by_urgency(self) -> Iterator[str]:
+        """The models that are waited for: the due ones by age, then the others by key."""
+        return (model for _, _, model in self._ranks)
 
     def oldest_by_model(self) -> Iterator[tuple[str, Waiting]]:
         """The models that are waited for, with who waits longest."""
-        for model, line in self._lines.items():
-            if line.oldest is not None:
-                yield model, line.oldest
+        return ((model, line.oldest) for model, line in self._lines.items())
+
+    @property
+    def has_interactive(self) -> bool:
+        """A person waits."""
+        return self._interactive > 0
 
     def count(self, model: str) -> int:
         line = self._lines.get(model)
@@ -150,7 +174,14 @@ class WaitingQueue:
         waiting = Waiting(step, model, self._next_seq, now_s, key, start, cost_s)
         self._next_seq += 1
         self._by_id[step.request_id] = waiting
-        self._lines.setdefault(model, _Line()).add(waiting)
+        self._interactive += step.priority is Priority.INTERACTIVE
+        line = self._lines.get(model)
+        if line is None:
+            line = self._lines[model] = _Line(waiting)
+            insort(self._ranks, line.rank)
+        else:
+            line.add(waiting)
+            self._renew(line)
         return waiting
 
     def cancel(self, request_id: str) -> Waiting | None:
@@ -164,24 +195,11 @@ class WaitingQueue:
     def first(self, model: str) -> Waiting | None:
         """Who is served next on this model: the oldest if it is due, else the least key."""
         line = self._lines.get(model)
-        if line is None:
-            return None
-        oldest = line.oldest
-        if oldest is not None and oldest.overtaken >= self._max_overtaken:
-            return oldest
-        return line.first
+        return line.first if line is not None else None
 
     def oldest(self, model: str) -> Waiting | None:
         line = self._lines.get(model)
         return line.oldest if line is not None else None
-
-    def rank(self, model: str) -> tuple[bool, float, str]:
-        """Orders models by who waits for them: the due by age, then the others by key."""
-        first = self.first(model)
-        assert first is not None, f"nobody waits for {model}"
-        if first.overtaken >= self._max_overtaken and first is self.oldest(model):
-            return (False, first.seq, model)
-        return (True, first.key, model)
 
     def granted(self, waiting: Waiting) -> None:
         """Takes a request out because it is served, and moves the queue's virtual time."""
@@ -190,18 +208,30 @@ class WaitingQueue:
         if len(self._finish) > _IDLE_AGENTS_KEPT:
             self._finish = {a: f for a, f in self._finish.items() if f > self._virtual}
 
+    def passed_by(self, granted: Waiting) -> list[str]:
+        """The models for which somebody older than `granted` waits."""
+        seq = granted.seq
+        return [model for model, line in self._lines.items() if line.oldest.seq < seq]
+
     def count_overtaken(self, granted: Waiting, model: str) -> None:
-        """Notes that `granted` passed everyone older and no more patient who waits for `model`."""
-        line = self._lines.get(model)
-        if line is None:
-            return
-        seq, priority = granted.seq, granted.step.priority
+        """Notes that `granted` passed everyone older and no more patient who waits for `model`.
+
+        Nobody is counted more often than the bound while others may delay him, which bounds the
+        cost: a constant per request over its life, however many wait.
+        """
+        line = self._lines[model]
+        seq, priority, most = granted.seq, granted.step.priority, self._max_overtaken
+        due = line.due
         for waiting in line.requests.values():
             if waiting.seq > seq:
                 break
             if priority >= waiting.step.priority:
                 waiting.overtaken += 1
-                line.due += waiting.overtaken == self._max_overtaken
+                if waiting.overtaken == most:
+                    line.due += 1
+        if line.due > due:
+            self._due[model] = None
+            self._renew(line)
 
     def correct(self, agent: str, seconds: float, weight: float) -> None:
         """Moves an agent's virtual finish by what a step took more (or less) than predicted."""
@@ -210,13 +240,29 @@ class WaitingQueue:
 
     def due_models(self) -> Iterator[str]:
         """Models for which somebody waits who was overtaken as often as anybody may be."""
-        return (model for model, line in self._lines.items() if line.due)
+        return iter(self._due)
 
     def is_due(self, waiting: Waiting) -> bool:
         return waiting.overtaken >= self._max_overtaken
 
+    def _renew(self, line: _Line) -> None:
+        rank = line.renew(self._max_overtaken)
+        if rank != line.rank:
+            del self._ranks[bisect_left(self._ranks, line.rank)]
+            line.rank = rank
+            insort(self._ranks, rank)
+
     def _drop(self, waiting: Waiting) -> None:
         del self._by_id[waiting.step.request_id]
+        self._interactive -= waiting.step.priority is Priority.INTERACTIVE
         line = self._lines[waiting.model]
-        line.due -= self.is_due(waiting)
-        line.drop(waiting)
+        if self.is_due(waiting):
+            line.due -= 1
+            if not line.due:
+                del self._due[waiting.model]
+        if len(line.requests) == 1:
+            del self._lines[waiting.model]
+            del self._ranks[bisect_left(self._ranks, line.rank)]
+        else:
+            line.drop(waiting)
+            self._renew(line)

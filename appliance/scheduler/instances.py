@@ -1,0 +1,108 @@
+"""What the core keeps of each model and of each loaded copy of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from appliance.scheduler.breaker import Breaker
+from appliance.scheduler.values import Fit, ModelSpec, ResidentState, StepRequested
+
+_LEARNING = 0.3
+"""Weight of the newest measurement of load seconds, service seconds and tokens per second."""
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A lease that was granted: one slot of one instance for one step."""
+
+    lease_id: str
+    step: StepRequested
+    since_s: float
+    predicted_s: float
+    preempted: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """One loaded (or loading, or leaving) copy of a model.
+
+    STARTING → READY → (DRAINING) → STOPPING → forgotten at `InstanceGone`. Only READY ones are
+    granted; a DRAINING one finishes its leases. The bytes stay in the ledger under
+    `instance_id` until it is gone.
+    """
+
+    instance_id: str
+    spec: ModelSpec
+    fit: Fit
+    state: ResidentState
+    started_s: float
+    slots: int = 0
+    ready_s: float = 0.0
+    idle_since_s: float = 0.0
+    leases: dict[str, Held] = field(default_factory=dict)
+    doomed: str = ""
+    """Why it goes as soon as it is idle; empty while it may stay."""
+    has_died: bool = False
+    is_guess: bool = False
+    """Loaded without being asked for, into bytes that were free (`refill`)."""
+
+    @property
+    def model(self) -> str:
+        return self.spec.name
+
+    @property
+    def slots_free(self) -> int:
+        return self.slots - len(self.leases) if self.state is ResidentState.READY else 0
+
+    @property
+    def is_leaving(self) -> bool:
+        return self.state in (ResidentState.DRAINING, ResidentState.STOPPING)
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """A model that will be loaded once its victims' bytes are back, and what it needs then."""
+
+    fit: Fit
+    victims: set[str]
+    since_s: float
+
+
+@dataclass(slots=True, eq=False)
+class ModelState:
+    """A configured model: what was measured of it, whether it may start, what it waits for."""
+
+    spec: ModelSpec
+    breaker: Breaker
+    load_s: float
+    service_s: float
+    tokens_per_s: float | None = None
+    loads: int = 0
+    size_bytes: int = 0
+    """Of its latest placement."""
+    checked_epoch: int = -1
+    misfit: str = ""
+    """Why it could not even be loaded alone, when last checked; empty if it could."""
+    current: Instance | None = None
+    """The instance that is starting or ready; leaving ones are in `Book.instances` alone."""
+    claim: Claim | None = None
+    wanted: bool = False
+    """To be loaded without being asked for: pinned, preloaded, or an agent was bound to it."""
+    in_use: bool = False
+    """Asked for since it last left for lack of use: worth having back when memory is free."""
+
+    def measured_load(self, seconds: float) -> None:
+        first = self.loads == 0
+        self.load_s = seconds if first else _blend(self.load_s, seconds)
+        self.loads += 1
+
+    def measured_service(self, seconds: float, output_tokens: int) -> None:
+        self.service_s = _blend(self.service_s, seconds)
+        if output_tokens > 0 and seconds > 0:
+            rate = output_tokens / seconds
+            known = self.tokens_per_s
+            self.tokens_per_s = rate if known is None else _blend(known, rate)
+
+
+def _blend(known: float, new: float) -> float:
+    return (1 - _LEARNING) * known + _LEARNING * new

@@ -1,0 +1,139 @@
+"""Whose place may be taken for a waiter, and when.
+
+Idle models give way at once, unless an agent is expected back on them before the swap would pay:
+then they are kept for `hold_s`, the pause between two steps of a turn. Busy ones give way when the
+waiter's turn has come: it is due (overtaken too often), or more urgent than all that they serve, or
+it has waited so long that the swap, at its measured cost, takes no more than `swap_share` of the
+time. The last is the ski-rental rule: work as long as the swap costs, times a factor, then pay.
+
+What has waiters of its own is not idle, even where the barrier keeps it from granting; and its
+place is only taken for a waiter who is older than all of them. Otherwise two models that both wait
+behind the barrier would evict each other for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from appliance.scheduler.book import Book
+from appliance.scheduler.instances import Instance, ModelState
+from appliance.scheduler.values import ResidentState
+from appliance.scheduler.waiting import Waiting
+from appliance.types import Priority
+
+
+def places(
+    book: Book, state: ModelState, oldest: Waiting, now_s: float
+) -> tuple[list[Instance], list[Instance]]:
+    """The instances whose place may ever be taken for this waiter, and those who may go now."""
+    ready, idle = [], []
+    for instance in book.ready():
+        if instance.spec.pinned:
+            continue
+        waits = book.queue.oldest(instance.model)
+        if waits is None:
+            ready.append(instance)
+            if not instance.leases:
+                idle.append(instance)
+        elif waits.seq > oldest.seq:
+            ready.append(instance)
+    if idle and _is_held(book, oldest):
+        idle = []
+    return ready, [i for i in idle if not _is_between_steps(book, state, i, oldest, now_s)]
+
+
+def _is_held(book: Book, oldest: Waiting) -> bool:
+    """Idle instances stay until the queue runs dry, where the policy asks for it."""
+    if not book.policy.wait_for_dry or book.queue.is_due(oldest):
+        return False
+    return _work_elsewhere(book)
+
+
+def _is_between_steps(
+    book: Book, state: ModelState, instance: Instance, oldest: Waiting, now_s: float
+) -> bool:
+    """Idle for a moment only: its agent is expected back, and to wait for it costs less than two
+    swaps. Bounded by `hold_s` each time, and by the turn of whoever waits."""
+    hold_s = book.policy.hold_s
+    if now_s - instance.idle_since_s >= hold_s or book.queue.is_due(oldest):
+        return False
+    if oldest.step.priority is Priority.INTERACTIVE:
+        return False
+    if _waited_s(oldest, [instance], now_s) >= swap_patience_s(book, state, [instance]):
+        return False
+    swap_s = state.load_s + book.models[instance.model].load_s
+    return book.forecast.next_use_s(instance.model, now_s) <= swap_s
+
+
+def _work_elsewhere(book: Book) -> bool:
+    """Something works, is about to, or is being loaded."""
+    if any(i.leases or book.queue.count(i.model) for i in book.ready()):
+        return True
+    loading = any(i.state is ResidentState.STARTING for i in book.instances.values())
+    return loading or bool(book.claiming)
+
+
+def turn_may_have_come(
+    book: Book, state: ModelState, ready: list[Instance], oldest: Waiting, now_s: float
+) -> bool:
+    """The turn has come for one victim at least, without whom it has come for no set of them: all
+    of a set have to be worth it, and its cost is the sum. Spares choosing them."""
+    if book.queue.is_due(oldest):
+        return True
+    if book.policy.wait_for_dry:
+        return False
+    first = book.queue.first(state.spec.name)
+    assert first is not None
+    waits_s = now_s - oldest.since_s
+    for victim in ready:
+        cost_s = state.load_s + book.models[victim.model].load_s
+        if min(waits_s, now_s - victim.ready_s) >= book.policy.swap_patience_s(cost_s):
+            return True
+        if _outranks(book, first, [victim]):
+            return True
+    return False
+
+
+def turn_has_come(
+    book: Book, state: ModelState, victims: list[Instance], oldest: Waiting, now_s: float
+) -> bool:
+    if book.queue.is_due(oldest):
+        return True
+    if book.policy.wait_for_dry:
+        return False
+    first = book.queue.first(state.spec.name)
+    assert first is not None
+    if _outranks(book, first, victims):
+        return True
+    return _waited_s(oldest, victims, now_s) >= swap_patience_s(book, state, victims)
+
+
+def _outranks(book: Book, first: Waiting, victims: list[Instance]) -> bool:
+    """More urgent than all that the victims serve or would serve next, if anything."""
+    mine, served = first.step.priority, False
+    for victim in victims:
+        for held in victim.leases.values():
+            if held.step.priority <= mine:
+                return False
+            served = True
+        next_up = book.queue.first(victim.model)
+        if next_up is not None:
+            if next_up.step.priority <= mine:
+                return False
+            served = True
+    return served
+
+
+def _waited_s(oldest: Waiting, victims: list[Instance], now_s: float) -> float:
+    """How long the waiter has waited for these: a victim's turn begins when it is loaded."""
+    return now_s - max([oldest.since_s, *(victim.ready_s for victim in victims)])
+
+
+def swap_patience_s(book: Book, state: ModelState, victims: list[Instance]) -> float:
+    """How long busy victims keep their place against a waiter, by `swap_share`."""
+    return book.policy.swap_patience_s(state.load_s + reload_s(book, victims))
+
+
+def reload_s(book: Book, victims: Sequence[Instance]) -> float:
+    """Seconds that loading these again would take."""
+    return sum(book.models[v.model].load_s for v in victims if v.model in book.models)
