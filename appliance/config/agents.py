@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from appliance.config.models import SamplingConfig
 from appliance.config.policy import Budget
-from appliance.config.units import Section, Usd, subsection
+from appliance.config.units import Host, Section, Usd, subsection
 from appliance.types import Label
 
 
@@ -105,6 +105,12 @@ class AgentConfig(Section):
     )
     hidden: tuple[str, ...] = Field(
         (), max_length=64, description="Paths in its workspace that it may not even read."
+    )
+    shell_hosts: tuple[Host, ...] = Field(
+        (),
+        max_length=64,
+        description="Hosts its shell may reach, as name, name:port or *.name, through a proxy of "
+        "the daemon; empty: no network.",
     )
     weight: float = Field(
         1.0, gt=0, le=1_000, description="Its share of a busy GPU, against other agents."

@@ -40,7 +40,13 @@ def disagreements(config: Config) -> Iterator[Problem]:
     for name, agent in config.agents.items():
         yield from _names(("agents", name), agent, config)
         yield from _place_to_run(("agents", name), agent, config)
-    for name in config.mcp:
+    for name, server in config.mcp.items():
+        if server.network and config.network.air_gap:
+            yield Problem(
+                ("mcp", name, "network"),
+                "the whole network cannot be with [network] air_gap = true",
+                "leave it out, or open the air gap",
+            )
         if not _MCP_NAME.fullmatch(name):
             yield Problem(
                 ("mcp", name),

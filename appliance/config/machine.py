@@ -8,9 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from appliance.config.units import ByteSize, Section, Usd, subsection
-
-_HOST = re.compile(r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:\d{1,5})?$")
+from appliance.config.units import ByteSize, Host, Section, Usd, subsection
 
 
 class Limits(Section):
@@ -113,7 +111,7 @@ class NetworkConfig(Section):
     """The one door out of the machine."""
 
     air_gap: bool = Field(False, description="Refuse every connection that is not loopback.")
-    allowed_hosts: tuple[str, ...] = Field(
+    allowed_hosts: tuple[Host, ...] = Field(
         (),
         description="Hosts tools may reach, as name, name:port or *.name. Hosts of configured "
         "models and MCP servers are allowed by being configured.",
@@ -124,16 +122,6 @@ class NetworkConfig(Section):
     connect_timeout_s: float = Field(
         5.0, gt=0, le=300, description="Seconds to wait for a connection to open."
     )
-
-    @field_validator("allowed_hosts")
-    @classmethod
-    def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for host in value:
-            if not _HOST.match(host):
-                raise ValueError(
-                    f"{host!r} is not a host; write name, name:port or *.name, without http://"
-                )
-        return value
 
     @field_validator("proxy")
     @classmethod

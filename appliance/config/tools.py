@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from appliance.config.models import check_url
-from appliance.config.units import ByteSize, Section
+from appliance.config.units import ByteSize, Host, Section
 from appliance.types import Effect, Label
 
 BUILT_IN_TOOLS = (
@@ -75,7 +75,15 @@ class McpConfig(Section):
     )
     label: Label = Field(Label.INTERNAL, description="Sensitivity of what it returns.")
     sandbox: bool = Field(True, description="Whether the program runs in the tools' sandbox.")
-    network: bool = Field(False, description="Whether the program may use the network.")
+    hosts: tuple[Host, ...] = Field(
+        (),
+        max_length=64,
+        description="Hosts the program may reach, as name, name:port or *.name, through a proxy "
+        "of the daemon; empty: none.",
+    )
+    network: bool = Field(
+        False, description="Whether the program may use the whole network, past the daemon."
+    )
     paths: tuple[str, ...] = Field((), description="Folders the program may write.")
     start_timeout_s: float = Field(20.0, gt=0, le=600, description="Seconds a start may take.")
     timeout_s: float = Field(60.0, gt=0, le=86_400, description="Seconds one call may take.")
@@ -97,4 +105,6 @@ class McpConfig(Section):
     def _one_way(self) -> Self:
         if bool(self.command) == bool(self.url):
             raise ValueError("write either command or url")
+        if self.hosts and (self.url or self.network or not self.sandbox):
+            raise ValueError("hosts are for a command in the sandbox without network = true")
         return self

@@ -1,4 +1,4 @@
-"""Quantities as people write them, as the integers we compute with: bytes and micro-dollars."""
+"""Values as people write them: sizes and money as the integers we compute with, host names."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import re
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from appliance.types import Json
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?\s*$", re.IGNORECASE)
+_HOST = re.compile(r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:\d{1,5})?$")
 _SIZE_FACTOR = {
     "b": 1,
     "kb": 10**3,
@@ -52,6 +53,15 @@ def parse_bytes(value: Json) -> int:
     return size
 
 
+def check_host(value: str) -> str:
+    """A host as a rule names it. Raises `ValueError` for what is none."""
+    if not _HOST.match(value):
+        raise ValueError(
+            f"{value!r} is not a host; write name, name:port or *.name, without http://"
+        )
+    return value
+
+
 def parse_usd(value: Json) -> int:
     """Dollars (`5`, `0.25`, `"0.25"`) as micro-dollars, rounded down to what is written."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -70,3 +80,6 @@ ByteSize = Annotated[int, BeforeValidator(parse_bytes)]
 
 Usd = Annotated[int, BeforeValidator(parse_usd)]
 """Micro-dollars; the file says dollars, so the field carries an alias that ends in `_usd`."""
+
+Host = Annotated[str, AfterValidator(check_host)]
+"""Where a tool may connect to: `name`, `name:port` or `*.name`."""

@@ -143,6 +143,7 @@ async def run_daemon(
             lambda: _workspaces(configuration.current, paths),
             clock,
         )
+        gate = await rooms.enter_async_context(egress.gate(paths.run_dir / "gate.sock"))
         toolbox = await rooms.enter_async_context(
             Toolbox(
                 lambda: configuration.current,
@@ -155,6 +156,7 @@ async def run_daemon(
                     notes=AgentNotes(JournalNotes(journal)),
                     fetcher=EgressFetcher(egress),
                     http=EgressHttp(egress, lambda: configuration.current),
+                    gate=gate,
                     secrets=DaemonSecrets(),
                 ),
                 never=(paths.config_file.parent, paths.run_dir, paths.models_dir),

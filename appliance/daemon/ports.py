@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from appliance.clock import Clock, new_id
+from appliance.config.agents import AgentConfig
 from appliance.config.schema import Config
 from appliance.errors import ApplianceError, EngineError, NotFound
 from appliance.memory.notes import JournalNotes
@@ -175,15 +176,20 @@ class Surroundings:
             label=max(state.label, Label.PUBLIC, key=lambda label: label.rank),
             uid=state.accepted.owner_uid,
             policy=self._policy(state.accepted.agent),
+            hosts=self._agent(state.accepted.agent).shell_hosts,
             grants=tuple(_grant(row) for row in rows),
         )
 
-    def _policy(self, agent: str) -> FilePolicy:
-        """What of the workspace is closed to this agent. Raises `NotFound` once it is configured
-        no more: without its policy nothing of its runs."""
-        entry = self._config().agents.get(agent)
+    def _agent(self, name: str) -> AgentConfig:
+        """Raises `NotFound` once it is configured no more: nothing of it runs without a policy."""
+        entry = self._config().agents.get(name)
         if entry is None:
-            raise NotFound(f"agent {agent!r} is no longer configured", hint="appliance agents")
+            raise NotFound(f"agent {name!r} is no longer configured", hint="appliance agents")
+        return entry
+
+    def _policy(self, agent: str) -> FilePolicy:
+        """What of the workspace is closed to this agent."""
+        entry = self._agent(agent)
         return FilePolicy(entry.read_only, entry.hidden)
 
     def _workspace(self, state: TurnState) -> Path:
@@ -203,6 +209,7 @@ class Surroundings:
             agent=row.agent,
             workspace=self._workspace(state),
             policy=self._policy(row.agent),
+            hosts=self._agent(row.agent).shell_hosts,
         )
         intent = toolbox.prepare(call, ctx)
         if not isinstance(intent, Intent):

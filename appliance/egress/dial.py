@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
 
 import httpcore2
 
@@ -17,6 +17,8 @@ from appliance.config.schema import Config
 from appliance.egress.guard import Guard
 from appliance.egress.rules import Target, address_refusal, is_address
 from appliance.errors import EgressDenied
+
+T = TypeVar("T")
 
 RESOLVE_S = 3.0
 """A resolver that has not answered by then is down; the step goes elsewhere."""
@@ -42,20 +44,43 @@ class Dialler(httpcore2.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
         """Raises `EgressDenied`, `httpcore2.ConnectError`, `httpcore2.ConnectTimeout`."""
-        target = Target("tcp", host.lower(), port)
+
+        async def connect(address: str) -> httpcore2.AsyncNetworkStream:
+            return await self._sockets.connect_tcp(
+                address, port, timeout, local_address, socket_options
+            )
+
+        return await self._first_open(Target("tcp", host.lower(), port), connect)
+
+    async def open_stream(
+        self, target: Target, timeout_s: float
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection for what is no HTTP client. Raises as `connect_tcp`."""
+
+        async def connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    return await asyncio.open_connection(address, target.port)
+            except TimeoutError as error:
+                raise httpcore2.ConnectTimeout(f"no answer from {target}") from error
+            except OSError as error:
+                raise httpcore2.ConnectError(f"{target}: {error}") from error
+
+        return await self._first_open(target, connect)
+
+    async def _first_open(self, target: Target, connect: Callable[[str], Awaitable[T]]) -> T:
+        """The first of the target's addresses that opens; each is checked before it is tried."""
         last: Exception | None = None
         for address in await self._addresses(target):
             reason = address_refusal(self._config(), target, address)
             if reason is not None:
                 raise EgressDenied(reason, hint="[network] in config.toml says what may leave")
             try:
-                with self._guard.passing(address, port):
-                    return await self._sockets.connect_tcp(
-                        address, port, timeout, local_address, socket_options
-                    )
+                with self._guard.passing(address, target.port):
+                    return await connect(address)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 last = error
-        raise last or httpcore2.ConnectError(f"{host} has no address")
+        raise last or httpcore2.ConnectError(f"{target.host} has no address")
 
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None

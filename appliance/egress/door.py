@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import httpx2
 
@@ -12,6 +13,7 @@ from appliance.clock import Clock
 from appliance.config.models import ClaudeModel, RemoteModel, reached
 from appliance.config.schema import Config
 from appliance.egress.dial import Dialler
+from appliance.egress.gate import Gate
 from appliance.egress.guard import PROCESS_GUARD, Guard
 from appliance.egress.keys import find_key
 from appliance.egress.rates import Rates, observed
@@ -106,6 +108,10 @@ class Egress:
             follow_redirects=False,
             trust_env=False,
         )
+
+    def gate(self, path: Path) -> Gate:
+        """The way out for processes in a sandbox, at a unix socket; `async with` opens it."""
+        return Gate(path, self._config, self._dialler, self._audit, self._clock)
 
     def _answered(self, purpose: Purpose, headers: httpx2.Headers, status: int) -> None:
         if purpose.kind != "model":

@@ -36,7 +36,8 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Purpose:
-    """What a client was lent for: `model`, `mcp` or `tool`, and the configured name."""
+    """What a way out is for: `model`, `mcp` or `tool`, and the configured name. The processes of a
+    sandbox have two of their own: `shell` with an agent's name, `program` with an MCP server's."""
 
     kind: str
     name: str
@@ -116,7 +117,7 @@ def is_loopback_host(host: str) -> bool:
 
 
 def matches(pattern: str, target: Target) -> bool:
-    """Whether a `name`, `name:port` or `*.name` of `[network] allowed_hosts` fits."""
+    """Whether a pattern of a list of hosts fits: `name`, `name:port` or `*.name`."""
     name, _, port = pattern.lower().partition(":")
     if port and int(port) != target.port:
         return False
@@ -135,9 +136,19 @@ def _is_allowed_host(config: Config, purpose: Purpose, target: Target) -> bool:
             mcp = config.mcp.get(purpose.name)
             return mcp is not None and target in _targets([mcp.url])
         case "tool":
-            return any(matches(pattern, target) for pattern in config.network.allowed_hosts)
+            return _fits_any(config.network.allowed_hosts, target)
+        case "shell":
+            agent = config.agents.get(purpose.name)
+            return agent is not None and _fits_any(agent.shell_hosts, target)
+        case "program":
+            mcp = config.mcp.get(purpose.name)
+            return mcp is not None and _fits_any(mcp.hosts, target)
         case _:
             return False
+
+
+def _fits_any(patterns: Iterable[str], target: Target) -> bool:
+    return any(matches(pattern, target) for pattern in patterns)
 
 
 def _targets(urls: Iterable[str]) -> list[Target]:

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from appliance.clock import Clock
 from appliance.config.tools import ToolsConfig
+from appliance.egress.errand import Errand
+from appliance.egress.gate import Permit
+from appliance.egress.rules import Purpose
 from appliance.errors import ApplianceError
 from appliance.tools import files, output
 from appliance.tools.builtin.base import (
@@ -28,6 +32,7 @@ from appliance.tools.builtin.base import (
 from appliance.tools.confine import Outside, Workspace
 from appliance.tools.detached import DetachedCalls, Died, Done, Job, Never
 from appliance.tools.ports import Ports
+from appliance.tools.sandbox import bridge
 from appliance.tools.sandbox.limits import Limits
 from appliance.tools.sandbox.plan import Cage
 from appliance.tools.sandbox.report import SandboxReport
@@ -79,8 +84,9 @@ class Executor:
                 if isinstance(work, Program) and not self.sandbox.can_run_programs:
                     why = "; ".join(self.sandbox.reasons)
                     return error_outcome(intent.call_id, f"No program can be started: {why}.")
-                fate = await self.calls.run(self._job(work, intent, ctx))
-                return await self._settle(work, fate, intent, ctx)
+                async with self._way_out(work, intent, ctx) as permit:
+                    fate = await self.calls.run(self._job(work, intent, ctx))
+                return await self._settle(work, fate, intent, ctx, permit)
         return replace(outcome, duration_ms=int((self.clock.monotonic() - started_s) * 1000))
 
     async def adopt(
@@ -90,10 +96,36 @@ class Executor:
         work = tool.work(intent.call_id, intent.arguments, ctx)
         if isinstance(work, ReadFiles | Request) or intent.effect is Effect.READ:
             return NotStarted(intent.call_id)
-        fate = await self.calls.adopt(runner_key(intent.call_id, ctx))
+        async with self._way_out(work, intent, ctx) as permit:
+            fate = await self.calls.adopt(runner_key(intent.call_id, ctx))
         if isinstance(fate, Never):
             return NotStarted(intent.call_id)
-        return await self._settle(work, fate, intent, ctx)
+        return await self._settle(work, fate, intent, ctx, permit)
+
+    @asynccontextmanager
+    async def _way_out(
+        self, work: ChangeFiles | Program, intent: Intent, ctx: ToolContext
+    ) -> AsyncIterator[Permit | None]:
+        """While inside, the call's process reaches the hosts of its agent. A daemon that comes
+        back opens the way again for a call that went on without it."""
+        if self.ports.gate is None or not self._reaches_out(work, ctx):
+            yield None
+            return
+        errand = Errand(ctx.label, ctx.agent, ctx.turn_id)
+        purpose = Purpose("shell", ctx.agent)
+        key = runner_key(intent.call_id, ctx)
+        async with self.ports.gate.admitting(key, purpose, lambda: errand) as permit:
+            yield permit
+
+    def _reaches_out(self, work: ChangeFiles | Program, ctx: ToolContext) -> bool:
+        """Only a process with a network of its own can be given one way out of it and no other."""
+        return (
+            isinstance(work, Program)
+            and work.takes_hosts
+            and bool(ctx.hosts)
+            and self.ports.gate is not None
+            and self.sandbox.mode == "bubblewrap"
+        )
 
     def _read(self, work: ReadFiles, intent: Intent, ctx: ToolContext) -> ToolOutcome:
         policy = ctx.policy
@@ -132,18 +164,25 @@ class Executor:
             timeout_s = min(timeout_s, max(ctx.deadline_s - self.clock.monotonic(), 0.0))
         policy = ctx.policy
         is_function = isinstance(work, ChangeFiles)
+        key = runner_key(intent.call_id, ctx)
+        told = environment(ctx.workspace, self.sandbox)
+        gate: tuple[str, ...] = ()
+        if self.ports.gate is not None and self._reaches_out(work, ctx):
+            told |= bridge.environment()
+            gate = (str(self.ports.gate.path), key)
         return Job(
-            call_id=runner_key(intent.call_id, ctx),
+            call_id=key,
             call_hash=intent.call_hash,
             cage=Cage(
                 str(ctx.workspace),
                 never=self.never,
                 read_only=policy.read_only,
                 hidden=policy.hidden,
+                gate=gate,
             ),
             limits=call_limits(config),
             timeout_s=timeout_s,
-            environment=environment(ctx.workspace, self.sandbox),
+            environment=told,
             argv=() if isinstance(work, ChangeFiles) else work.argv,
             function={"name": work.function, "arguments": dict(work.arguments)}
             if is_function and isinstance(work, ChangeFiles)
@@ -156,6 +195,7 @@ class Executor:
         fate: Done | Never | Died,
         intent: Intent,
         ctx: ToolContext,
+        permit: Permit | None,
     ) -> ToolOutcome | InDoubt:
         if isinstance(fate, Never | Died):
             probe = await asyncio.to_thread(_probe_edit, intent, ctx)
@@ -166,6 +206,8 @@ class Executor:
         if isinstance(work, Program) and work.read is not None:
             data, is_error = work.read(fate)
         notes = self._notes(work, fate)
+        if permit is not None:
+            notes += [f"(the network was refused: {reason})" for reason in permit.refusals]
         is_error = is_error or bool(fate.problem)
         outcome = await self._shown(
             intent, ctx, data, max(fate.output_bytes, len(data)), ctx.label, is_error, notes

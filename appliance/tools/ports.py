@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from appliance.egress.gate import Gate
 from appliance.tools.types import ToolContext
 from appliance.types import Json, Label
 
@@ -108,4 +109,5 @@ class Ports:
     elicitor: Elicitor | None = None
     sampler: Sampler | None = None
     http: HttpDoor | None = None
+    gate: Gate | None = None
     secrets: Secrets | None = None

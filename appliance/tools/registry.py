@@ -20,7 +20,7 @@ from appliance.clock import Clock
 from appliance.config.schema import Config
 from appliance.tools import approvals, schema
 from appliance.tools.builtin import asking, filing, shell
-from appliance.tools.builtin.base import BuiltIn
+from appliance.tools.builtin.base import BuiltIn, Program
 from appliance.tools.confine import Outside
 from appliance.tools.detached import DetachedCalls
 from appliance.tools.executor import Executor, call_limits, environment, runner_key
@@ -130,12 +130,16 @@ class Toolbox:
         """What an agent may use: built-in tools as its config names them, then those of its MCP
         servers, as `server__tool`."""
         config = self._config()
-        own = tuple(
+        own = [
             BUILT_IN[name].spec
             for name in config.agents[agent].tools
             if name != "fetch" or config.tools.fetch_enabled
-        )
-        return own + self.servers.specs(config.agents[agent].mcp)
+        ]
+        hosts = config.agents[agent].shell_hosts
+        if hosts and self._ports.gate is not None and self.sandbox.mode == "bubblewrap":
+            reaching = shell.spec_reaching(hosts)
+            own = [reaching if spec.name == reaching.name else spec for spec in own]
+        return (*own, *self.servers.specs(config.agents[agent].mcp))
 
     def prepare(self, call: ToolCallBlock, ctx: ToolContext) -> Intent | ToolOutcome:
         """The call as an `Intent`, or an error for the model. The same call prepared again, also
@@ -166,7 +170,9 @@ class Toolbox:
         else:
             told = environment(ctx.workspace, self.sandbox)
             try:
-                tool.work(call.call_id, call.arguments, ctx)
+                work = tool.work(call.call_id, call.arguments, ctx)
+                if isinstance(work, Program) and work.takes_hosts and ctx.hosts:
+                    told["hosts"] = " ".join(ctx.hosts)
                 summary = tool.summary(call.arguments, ctx)
             except Outside as error:
                 return error_outcome(call.call_id, f"Not allowed: {error}.", ctx.label)

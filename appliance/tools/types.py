@@ -48,7 +48,8 @@ class ToolContext:
     """Around one call. `workspace` is the session's folder, absolute; `deadline_s` is monotonic.
 
     `label` is the highest label of what the call was derived from; results never have a lower
-    one. `uid` is the person the turn belongs to. `grants` are theirs, from the journal.
+    one. `uid` is the person the turn belongs to. `hosts` are what its shell may reach. `grants`
+    are the person's standing answers, from the journal.
     """
 
     session_id: str
@@ -60,6 +61,7 @@ class ToolContext:
     deadline_s: float | None = None
     uid: int = -1
     policy: FilePolicy = FilePolicy()
+    hosts: tuple[str, ...] = ()
     grants: tuple[Grant, ...] = ()
 
 

@@ -36,10 +36,12 @@ class ChangeFiles:
 @dataclass(frozen=True, slots=True)
 class Program:
     """A program in the sandbox. `read` makes its end into text and whether that is an error;
-    without one, a non-zero exit is told beside the output and is an error."""
+    without one, a non-zero exit is told beside the output and is an error. `takes_hosts`: the
+    hosts of its agent are open to it."""
 
     argv: tuple[str, ...]
     read: Callable[[Done], tuple[bytes, bool]] | None = None
+    takes_hosts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

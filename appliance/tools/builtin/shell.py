@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from appliance.tools.builtin.base import Program, Work, object_schema, text
 from appliance.tools.types import ToolContext
@@ -24,10 +24,21 @@ class Shell:
     )
 
     def summary(self, arguments: Mapping[str, Json], ctx: ToolContext) -> str:
-        return f"$ {arguments['command']}"
+        reach = f"\n(it may reach {', '.join(ctx.hosts)})" if ctx.hosts else ""
+        return f"$ {arguments['command']}{reach}"
 
     def work(self, call_id: str, arguments: Mapping[str, Json], ctx: ToolContext) -> Work:
-        return Program(("/bin/sh", "-c", arguments["command"]))
+        return Program(("/bin/sh", "-c", arguments["command"]), takes_hosts=True)
+
+
+def spec_reaching(hosts: Sequence[str]) -> ToolSpec:
+    """The same tool for an agent to whose shell some hosts are open."""
+    told = Shell.spec.description.replace(
+        "It has no network and",
+        f"Of the network it reaches {', '.join(hosts)}, through the proxy that its environment "
+        "names, and nothing else. It",
+    )
+    return replace(Shell.spec, description=told)
 
 
 TOOLS = (Shell(),)

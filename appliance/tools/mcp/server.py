@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 from appliance.clock import Clock
 from appliance.config.tools import McpConfig
 from appliance.egress.errand import Errand, take_up
+from appliance.egress.gate import Gate
+from appliance.egress.rules import Purpose
 from appliance.errors import ApplianceError
 from appliance.tools import schema
 from appliance.tools.mcp import pins
@@ -30,6 +32,7 @@ from appliance.tools.mcp.launch import folders_needed, resolve
 from appliance.tools.mcp.patience import Asides, Patience
 from appliance.tools.output import visible
 from appliance.tools.ports import Ports
+from appliance.tools.sandbox import bridge
 from appliance.tools.sandbox.limits import UNLIMITED, Limits
 from appliance.tools.sandbox.plan import Cage
 from appliance.tools.sandbox.report import SandboxReport
@@ -95,6 +98,8 @@ class McpServer:
         self._offered: pins.Pin | None = None
         self._calls: list[Ongoing] = []
         self._questions = 0
+        self._told = Label.PUBLIC
+        """The most sensitive of what the server was ever told: what it sends may hold it."""
         pin = pins.load(self._pins, name)
         self.catalogue = self._catalogue(pin) if pin is not None else Catalogue({}, "")
 
@@ -128,6 +133,7 @@ class McpServer:
     async def calling(self, ctx: ToolContext, patience: Patience) -> AsyncIterator[None]:
         """While a call runs, the server may ask on its behalf; what it asked ends with the call."""
         call = Ongoing(ctx, Asides(patience))
+        self._told = highest(self._told, ctx.label)
         self._calls.append(call)
         try:
             yield
@@ -230,7 +236,7 @@ class McpServer:
         return catalogue(self.name, pin.listing, pin.digest, self.config.tools, self.config.effects)
 
     def _open(self) -> AbstractAsyncContextManager[Connection]:
-        from appliance.tools.mcp import connection, stdio
+        from appliance.tools.mcp import connection
 
         if self.config.url:
             if self._around.ports.http is None:
@@ -239,9 +245,16 @@ class McpServer:
             return connection.open_http(
                 self.config.url, bearer, self._around.ports.http, self._ask, self._sample
             )
+        return self._open_program()
+
+    @contextlib.asynccontextmanager
+    async def _open_program(self) -> AsyncIterator[Connection]:
+        from appliance.tools.mcp import connection, stdio
+
         argv = resolve(self.config.command)
         home = self._around.state_dir / "mcp" / self.name
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        gate = self._gate()
         launch = stdio.Launch(
             name=self.name,
             argv=tuple(argv),
@@ -251,13 +264,33 @@ class McpServer:
                 extra_write=self.config.paths,
                 never=self._around.never,
                 network=self.config.network,
+                gate=() if gate is None else (str(gate.path), f"mcp-{self.name}"),
             ),
-            environment=self._environment(home),
+            environment={**self._environment(home), **(bridge.environment() if gate else {})},
             limits=self._around.limits._replace(cpu_s=UNLIMITED),
             sandbox=self._around.sandbox,
             is_caged=self.config.sandbox,
         )
-        return connection.open_stdio(launch, self._ask, self._sample)
+        async with contextlib.AsyncExitStack() as held:
+            if gate is not None:
+                purpose = Purpose("program", self.name)
+                await held.enter_async_context(
+                    gate.admitting(f"mcp-{self.name}", purpose, lambda: Errand(self._told))
+                )
+            yield await held.enter_async_context(
+                connection.open_stdio(launch, self._ask, self._sample)
+            )
+
+    def _gate(self) -> Gate | None:
+        """The way to its hosts, if it may have any. Raises `Unavailable` where it needs one and
+        there is none to be had."""
+        if not self.config.hosts or self._around.sandbox.mode == "none":
+            return None
+        if self._around.ports.gate is None or self._around.sandbox.mode != "bubblewrap":
+            raise Unavailable(
+                f"{self.name} needs hosts, and only bubblewrap can give it these alone"
+            )
+        return self._around.ports.gate
 
     def _environment(self, home: Path) -> dict[str, str]:
         told = {

@@ -122,7 +122,10 @@ class McpServers:
     def leaves_machine(self, tool: str) -> bool:
         """Whether calling it sends data to other machines."""
         found = self.find(tool)
-        return found is not None and bool(found[0].config.url or found[0].config.network)
+        if found is None:
+            return False
+        config = found[0].config
+        return bool(config.url or config.network or config.hosts)
 
     async def run(self, intent: Intent, ctx: ToolContext, key: str) -> ToolOutcome | InDoubt:
         """One call to its end; `key` names its mark."""

@@ -18,7 +18,7 @@ if __name__ == "__main__":  # run by path: make our package importable, and noth
     sys.path[0] = os.path.abspath(__file__).rsplit("/", 4)[0]
 
 from appliance.tools.confine import Outside, Workspace
-from appliance.tools.sandbox import landlock, limits
+from appliance.tools.sandbox import bridge, landlock, limits
 from appliance.tools.sandbox.plan import (
     NETWORK_FILES,
     SYSTEM_FOLDERS,
@@ -35,7 +35,8 @@ def become(spec: dict[str, Any], cage: Cage) -> NoReturn:
     with Workspace(cage.workspace) as workspace:
         if mode == "bubblewrap":
             opened = _open_pins(workspace, cage)
-            argv = bubblewrap_argv(spec["bwrap"], cage, argv, opened, spec["disable_userns"])
+            way = bridge.attach(*cage.gate) if cage.gate else None
+            argv = bubblewrap_argv(spec["bwrap"], cage, argv, opened, spec["disable_userns"], way)
             for fd, _ in opened.values():
                 os.set_inheritable(fd, True)
         elif mode == "landlock":

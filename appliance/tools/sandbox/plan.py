@@ -34,7 +34,8 @@ SYSTEM_FOLDERS = (
     "/etc/nsswitch.conf",
     "/etc/localtime",
 )
-NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/ssl", "/etc/ca-certificates")
+CERTIFICATES = ("/etc/ssl", "/etc/ca-certificates", "/etc/pki")
+NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts", *CERTIFICATES)
 TEMPORARY_BYTES = 256 << 20
 """Room in `/tmp` and `/dev/shm`, each; both are memory."""
 
@@ -50,6 +51,8 @@ class Cage(NamedTuple):
     network: bool = False
     read_only: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
+    gate: tuple[str, ...] = ()
+    """The daemon's gate and the key of this process there; empty: no way out. bubblewrap only."""
 
 
 class Pin(NamedTuple):
@@ -88,16 +91,21 @@ def bubblewrap_argv(
     argv: Sequence[str],
     opened: Mapping[str, tuple[int, bool]],
     disable_userns: bool = True,
+    bridge: tuple[int, int] | None = None,
 ) -> list[str]:
     """The command line that runs `argv` caged.
 
     `opened` maps each pinned path to the inherited descriptor of it and whether it is a folder;
-    the empty path is the workspace itself. A pin without a descriptor is left out.
+    the empty path is the workspace itself. A pin without a descriptor is left out. `bridge` are
+    the descriptors of `bridge.attach`.
     """
     args = [bwrap, "--unshare-all", "--new-session", "--die-with-parent", "--cap-drop", "ALL"]
     args += ["--unshare-user", "--disable-userns"] if disable_userns else []
     args += ["--share-net"] if cage.network else ["--hostname", "sandbox"]
+    if bridge is not None:
+        args += ["--info-fd", str(bridge[0]), "--block-fd", str(bridge[1])]
     system = SYSTEM_FOLDERS + (NETWORK_FILES if cage.network else ())
+    system += CERTIFICATES if cage.gate else ()
     for path in system:
         args += ["--ro-bind-try", path, path]
     args += ["--proc", "/proc", "--dev", "/dev"]

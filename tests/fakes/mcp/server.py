@@ -18,6 +18,7 @@ per effect it had. Behaviours:
     flood_tools     10,000 tools                             badschema  schemas that never end
     loop_pages      a list whose pages never end             elicit     asks a person in a call
     sample          asks for a model in a call               spy        tells what it can see
+    visit           asks 127.0.0.2, port n, for a page by its environment's proxy
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import json
 import os
 import signal
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,9 @@ def called(request: int, params: dict[str, Any]) -> None:
                 "interfaces": sorted(os.listdir("/sys/class/net")) if os.path.isdir("/sys") else [],
             }
             send({"id": request, "result": text(json.dumps(seen))})
+        case "visit":
+            with urllib.request.urlopen(f"http://127.0.0.2:{number}/", timeout=10) as page:
+                send({"id": request, "result": text(page.read().decode())})
         case _:
             send({"id": request, "result": text(f"{params['name']} {number}")})
 
