@@ -66,9 +66,12 @@ class Daemon:
             f"/api/turns/{turn}/events", params={"after": after}
         ) as response:
             assert response.status == 200, await response.text()
-            async for line in response.content:
-                if line.startswith(b"data: "):
-                    yield json.loads(line[6:])
+            rest = b""
+            async for piece in response.content.iter_any():
+                *lines, rest = (rest + piece).split(b"\n")
+                for line in lines:
+                    if line.startswith(b"data: "):
+                        yield json.loads(line[6:])
 
     async def ended(self, turn: str) -> dict[str, Any]:
         """The last event of a turn, once it is there."""

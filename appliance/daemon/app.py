@@ -143,7 +143,7 @@ async def run_daemon(
             lambda: _workspaces(configuration.current, paths),
             clock,
         )
-        gate = await rooms.enter_async_context(egress.gate(paths.run_dir / "gate.sock"))
+        gate = await rooms.enter_async_context(egress.gate(paths.socket.with_suffix(".gate")))
         toolbox = await rooms.enter_async_context(
             Toolbox(
                 lambda: configuration.current,

@@ -85,6 +85,7 @@ class Gate:
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
+        self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         self.path.unlink(missing_ok=True)
         mask = os.umask(0o177)
         try:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.daemons import Daemon, cli, running, write_home
 
@@ -136,3 +139,44 @@ async def test_another_agent_is_asked_in_a_turn_of_its_own(tmp_path: Path) -> No
         turns = (await daemon.get("/api/turns"))["turns"]
         child = next(turn for turn in turns if turn["agent"] == "helper")
         assert child["parent_turn"] == ended["turn"]
+
+
+HOSTS = CONFIG.replace(
+    'tools = ["read_file", "write_file", "shell", "ask_agent", "remember", "recall"]',
+    'tools = ["shell", "ask_agent"]\nshell_hosts = ["127.0.0.2"]\n'
+    'approvals = [{ tool = "shell", decision = "allow" }]',
+)
+VISIT = (
+    "exec 3<>/dev/tcp/127.0.0.1/3128; "
+    "printf 'GET http://{where}/ HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
+)
+
+
+async def test_a_shell_reaches_the_host_its_agent_may_and_the_audit_tells(tmp_path: Path) -> None:
+    async def page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.0 200 OK\r\n\r\nthe page")
+        writer.close()
+
+    server = await asyncio.start_server(page, "127.0.0.2", 0)
+    port = server.sockets[0].getsockname()[1]
+    shells = [
+        {"match": word, "tool_calls": [call("shell", command=f'bash -c "{command}"')]}
+        for word, command in (
+            ("^one$", VISIT.format(where=f"127.0.0.2:{port}")),
+            ("^other$", VISIT.format(where=f"127.0.0.3:{port}")),
+        )
+    ]
+    script = [
+        *shells,
+        {"match": "the page", "reply": "seen"},
+        {"match": "127.0.0.3:.* is not an allowed host", "reply": "refused"},
+    ]
+    home = write_home(tmp_path, script, HOSTS)
+    async with server, running(home) as daemon:
+        doctor = await daemon.get("/api/doctor")
+        if "bubblewrap works here" not in json.dumps(doctor):
+            pytest.skip("a shell reaches hosts under bubblewrap alone")
+        assert (await daemon.ask("one"))["text"] == "seen"
+        assert (await daemon.ask("other"))["text"] == "refused"
+        assert not (home / "run" / "appliance.gate").stat().st_mode & 0o077
