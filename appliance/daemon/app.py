@@ -66,6 +66,7 @@ from appliance.store.database import Database
 from appliance.store.index import Index
 from appliance.store.journal import Journal
 from appliance.store.ledger import Ledger
+from appliance.store.places import PlaceLabels
 from appliance.tools.ports import Ports
 from appliance.tools.registry import Toolbox
 from appliance.turns.attempt import Attempts
@@ -136,10 +137,12 @@ async def run_daemon(
         places = Places(
             lambda: configuration.current, scheduler.snapshot, health, egress, purse, clock
         )
+        place_labels = PlaceLabels(journal)
         learning = Learning(lambda: configuration.current, database, clock)
         surroundings = Surroundings(
             lambda: configuration.current,
             Grants(database),
+            place_labels,
             lambda: _workspaces(configuration.current, paths),
             clock,
         )
@@ -157,6 +160,7 @@ async def run_daemon(
                     fetcher=EgressFetcher(egress),
                     http=EgressHttp(egress, lambda: configuration.current),
                     gate=gate,
+                    places=place_labels,
                     secrets=DaemonSecrets(),
                 ),
                 never=(paths.config_file.parent, paths.run_dir, paths.models_dir),

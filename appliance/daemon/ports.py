@@ -14,6 +14,7 @@ from appliance.errors import ApplianceError, EngineError, NotFound
 from appliance.memory.notes import JournalNotes
 from appliance.store.approvals import ApprovalRow, GrantRow, Grants
 from appliance.store.journal import IndexRow
+from appliance.store.places import PlaceLabels
 from appliance.tools.ports import Answer, Note
 from appliance.tools.registry import Toolbox
 from appliance.tools.types import FilePolicy, Grant, Intent, ToolContext
@@ -21,7 +22,7 @@ from appliance.turns.events import Bare, LimitOverrides
 from appliance.turns.limits import check, tightened
 from appliance.turns.service import StartTurn, Turns
 from appliance.turns.state import TurnState, TurnStatus
-from appliance.types import Json, Label, Role, text_message
+from appliance.types import Json, Role, text_message
 from appliance.wire.native import message_to_json
 
 DEPTH_MAX = 4
@@ -157,15 +158,20 @@ class Surroundings:
         self,
         config: Callable[[], Config],
         grants: Grants,
+        places: PlaceLabels,
         workspaces: Callable[[], Path],
         clock: Clock,
     ) -> None:
         self._config = config
         self._grants = grants
+        self._places = places
         self._workspaces = workspaces
         self._clock = clock
 
     async def context(self, state: TurnState, step: int) -> ToolContext:
+        """The label is that of the workspace, raised to the turn's: what any agent wrote there
+        before may be read now, and what this one writes now may be read by any later."""
+        label = await self._places.raise_to(f"workspace/{_owner(state)}", state.label)
         rows = await self._grants.standing(state.accepted.agent)
         return ToolContext(
             session_id=state.session_id,
@@ -173,7 +179,7 @@ class Surroundings:
             step_id=f"{state.turn_id}.{step}",
             agent=state.accepted.agent,
             workspace=self._workspace(state),
-            label=max(state.label, Label.PUBLIC, key=lambda label: label.rank),
+            label=label,
             uid=state.accepted.owner_uid,
             policy=self._policy(state.accepted.agent),
             hosts=self._agent(state.accepted.agent).shell_hosts,
@@ -193,7 +199,7 @@ class Surroundings:
         return FilePolicy(entry.read_only, entry.hidden)
 
     def _workspace(self, state: TurnState) -> Path:
-        return self._workspaces() / (state.accepted.workspace or state.session_id)
+        return self._workspaces() / _owner(state)
 
     def standing(
         self, toolbox: Toolbox, state: TurnState, row: ApprovalRow, decision: str, by_uid: int
@@ -218,6 +224,11 @@ class Surroundings:
         pattern = json.dumps({"allow": grant.allow, "arguments": dict(grant.arguments)})
         now_ms = self._clock.wall_ms()
         return (GrantRow(new_id("grant"), grant.agent, grant.tool, pattern, by_uid, now_ms),)
+
+
+def _owner(state: TurnState) -> str:
+    """The session whose workspace a turn's tools use."""
+    return state.accepted.workspace or state.session_id
 
 
 def _grant(row: GrantRow) -> Grant:

@@ -93,6 +93,14 @@ class HttpDoor(Protocol):
     def client(self, url: str, bearer: str) -> AbstractAsyncContextManager[Any]: ...
 
 
+class Places(Protocol):
+    """The label of what was left at a place, such as `mcp/NAME`. It only ever rises."""
+
+    async def of(self, place: str) -> Label: ...
+
+    async def raise_to(self, place: str, label: Label) -> Label: ...
+
+
 class Secrets(Protocol):
     def get(self, name: str) -> str | None:
         """A systemd credential or variable of this name."""
@@ -110,4 +118,5 @@ class Ports:
     sampler: Sampler | None = None
     http: HttpDoor | None = None
     gate: Gate | None = None
+    places: Places | None = None
     secrets: Secrets | None = None

@@ -273,6 +273,9 @@ class McpServer:
         )
         async with contextlib.AsyncExitStack() as held:
             if gate is not None:
+                if self._around.ports.places is not None:
+                    kept = await self._around.ports.places.of(f"mcp/{self.name}")
+                    self._told = highest(self._told, kept)
                 purpose = Purpose("program", self.name)
                 await held.enter_async_context(
                     gate.admitting(f"mcp-{self.name}", purpose, lambda: Errand(self._told))

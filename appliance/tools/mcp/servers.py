@@ -218,7 +218,7 @@ class McpServers:
         timeout_s = server.config.timeout_s
         if ctx.deadline_s is not None:
             timeout_s = min(timeout_s, max(ctx.deadline_s - self._around.clock.monotonic(), 0.01))
-        label = highest(ctx.label, server.config.label)
+        label = highest(ctx.label, server.config.label, await self._left_there(server, intent, ctx))
         patience = Patience(timeout_s)
         errand = Errand(ctx.label, ctx.agent, ctx.turn_id)
         try:
@@ -231,6 +231,16 @@ class McpServers:
         return await asyncio.to_thread(
             content_of, result, intent, ctx, label, self._output_max_bytes()
         )
+
+    async def _left_there(self, server: McpServer, intent: Intent, ctx: ToolContext) -> Label:
+        """The label of what the server keeps, which it may tell anybody. A call that is more than
+        reading leaves what it carries there."""
+        places, place = self._around.ports.places, f"mcp/{server.name}"
+        if places is None:
+            return Label.PUBLIC
+        if intent.effect is Effect.READ:
+            return await places.of(place)
+        return await places.raise_to(place, ctx.label)
 
     def _kept(self, intent: Intent, key: str) -> ToolOutcome | None:
         """The result a call had before the daemon died, if it came that far."""
