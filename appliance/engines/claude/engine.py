@@ -47,12 +47,13 @@ from appliance.types import (
 )
 from appliance.wire.anthropic import tool_names
 
-WATERMARK_TOKENS = 8
-"""Output between two words to the meter: at 10 dollars a million 0.008 cents, at 60 tokens a
-second seven or eight appends a second."""
+WATERMARK_TOKENS = 7
+"""Output between two words to the meter: at 10 dollars a million 0.007 cents, at 60 tokens a
+second eight or nine appends a second. Odd, so that half of what lies between is whole."""
 AHEAD_TOKENS = WATERMARK_TOKENS // 2 + 1
-"""An answer that is cut off between two words stands in the middle on average, and about one token
-is on the wire: so the ledger is neither above nor below the bill in the long run."""
+"""An answer that is cut off between two words stands in the middle on average (0 to 6 tokens after
+the last), and about one token is on the wire: so the ledger is neither above nor below the bill in
+the long run."""
 
 CHARS_PER_TOKEN = 3
 """For what the provider has not counted yet; on the safe side of the usual 3.5 to 4."""
