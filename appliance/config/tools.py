@@ -27,6 +27,24 @@ BUILT_IN_TOOLS = (
 """Names an agent's `tools` may hold; the tools room holds one implementation of each."""
 
 
+class LabelRule(Section):
+    """What of the tools' world is sensitive: all that a tool returns, or files of a workspace."""
+
+    tool: str = Field("", description="Tool name or pattern, such as git__*; or else path.")
+    path: str = Field(
+        "",
+        description="File, folder or pattern in a workspace, such as .env, secrets or *.pem; * "
+        "stands for folders too.",
+    )
+    label: Label = Field(description="Least sensitivity: public, internal or private.")
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> Self:
+        if bool(self.tool) == bool(self.path):
+            raise ValueError("write either tool or path")
+        return self
+
+
 class ToolsConfig(Section):
     """The sandbox and the bounds of every tool."""
 
@@ -47,6 +65,9 @@ class ToolsConfig(Section):
     disk_max_bytes: ByteSize = Field(1 << 30, gt=0, description="Largest file a call may write.")
     fetch_enabled: bool = Field(
         False, description="Whether the tool fetch works, for [network] allowed_hosts."
+    )
+    labels: tuple[LabelRule, ...] = Field(
+        (), max_length=256, description="What is sensitive: tools and files, with their labels."
     )
     approval_s: float = Field(
         86_400.0, gt=0, le=31_536_000, description="Seconds a question waits before it expires."

@@ -15,7 +15,7 @@ from appliance.memory.notes import JournalNotes
 from appliance.store.approvals import ApprovalRow, GrantRow, Grants
 from appliance.store.journal import IndexRow
 from appliance.store.places import PlaceLabels
-from appliance.tools.ports import Answer, Note
+from appliance.tools.ports import Answer, Note, workspace_place
 from appliance.tools.registry import Toolbox
 from appliance.tools.types import FilePolicy, Grant, Intent, ToolContext
 from appliance.turns.events import Bare, LimitOverrides
@@ -171,7 +171,7 @@ class Surroundings:
     async def context(self, state: TurnState, step: int) -> ToolContext:
         """The label is that of the workspace, raised to the turn's: what any agent wrote there
         before may be read now, and what this one writes now may be read by any later."""
-        label = await self._places.raise_to(f"workspace/{_owner(state)}", state.label)
+        label = await self._places.raise_to(workspace_place(_owner(state)), state.label)
         rows = await self._grants.standing(state.accepted.agent)
         return ToolContext(
             session_id=state.session_id,

@@ -20,7 +20,7 @@ from appliance.egress.errand import Errand
 from appliance.egress.gate import Permit
 from appliance.egress.rules import Purpose
 from appliance.errors import ApplianceError
-from appliance.tools import files, output
+from appliance.tools import files, labels, output
 from appliance.tools.builtin.base import (
     BuiltIn,
     ChangeFiles,
@@ -28,10 +28,11 @@ from appliance.tools.builtin.base import (
     ReadFiles,
     Reply,
     Request,
+    Work,
 )
 from appliance.tools.confine import Outside, Workspace
 from appliance.tools.detached import DetachedCalls, Died, Done, Job, Never
-from appliance.tools.ports import Ports
+from appliance.tools.ports import Ports, workspace_place
 from appliance.tools.sandbox import bridge
 from appliance.tools.sandbox.limits import Limits
 from appliance.tools.sandbox.plan import Cage
@@ -74,6 +75,7 @@ class Executor:
     async def run(self, tool: BuiltIn, intent: Intent, ctx: ToolContext) -> ToolOutcome | InDoubt:
         """One call to its end. Cancelling leaves a detached runner running."""
         work = tool.work(intent.call_id, intent.arguments, ctx)
+        ctx = await self._labelled(work, intent, ctx)
         started_s = self.clock.monotonic()
         match work:
             case ReadFiles():
@@ -96,11 +98,27 @@ class Executor:
         work = tool.work(intent.call_id, intent.arguments, ctx)
         if isinstance(work, ReadFiles | Request) or intent.effect is Effect.READ:
             return NotStarted(intent.call_id)
+        ctx = await self._labelled(work, intent, ctx)
         async with self._way_out(work, intent, ctx) as permit:
             fate = await self.calls.adopt(runner_key(intent.call_id, ctx))
         if isinstance(fate, Never):
             return NotStarted(intent.call_id)
         return await self._settle(work, fate, intent, ctx, permit)
+
+    async def _labelled(self, work: Work, intent: Intent, ctx: ToolContext) -> ToolContext:
+        """The context at the label of what the call may touch. A process may also carry what it
+        reads to another file, so the workspace is told before it starts."""
+        rules = self.config().labels
+        if not rules:
+            return ctx
+        runs_shell = isinstance(work, Program) and work.read is None
+        label = highest(
+            ctx.label,
+            await asyncio.to_thread(labels.touched, rules, intent, ctx.workspace, runs_shell),
+        )
+        if runs_shell and label is not ctx.label and self.ports.places is not None:
+            await self.ports.places.raise_to(workspace_place(ctx.workspace.name), label)
+        return replace(ctx, label=label)
 
     @asynccontextmanager
     async def _way_out(
@@ -209,8 +227,13 @@ class Executor:
         if permit is not None:
             notes += [f"(the network was refused: {reason})" for reason in permit.refusals]
         is_error = is_error or bool(fate.problem)
+        label = ctx.label
+        if intent.tool == "search_files":
+            rules = self.config().labels
+            known = await asyncio.to_thread(labels.found_in, rules, data, ctx.workspace)
+            label = highest(label, known)
         outcome = await self._shown(
-            intent, ctx, data, max(fate.output_bytes, len(data)), ctx.label, is_error, notes
+            intent, ctx, data, max(fate.output_bytes, len(data)), label, is_error, notes
         )
         return replace(outcome, duration_ms=fate.duration_ms)
 

@@ -93,8 +93,18 @@ class HttpDoor(Protocol):
     def client(self, url: str, bearer: str) -> AbstractAsyncContextManager[Any]: ...
 
 
+def workspace_place(owner: str) -> str:
+    """The name, as a place, of the workspace of this session."""
+    return f"workspace/{owner}"
+
+
+def server_place(name: str) -> str:
+    """The name, as a place, of an MCP server."""
+    return f"mcp/{name}"
+
+
 class Places(Protocol):
-    """The label of what was left at a place, such as `mcp/NAME`. It only ever rises."""
+    """The label of what was left at a place. It only ever rises."""
 
     async def of(self, place: str) -> Label: ...
 

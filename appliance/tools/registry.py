@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from appliance.clock import Clock
 from appliance.config.schema import Config
-from appliance.tools import approvals, schema
+from appliance.tools import approvals, labels, schema
 from appliance.tools.builtin import asking, filing, shell
 from appliance.tools.builtin.base import BuiltIn, Program
 from appliance.tools.confine import Outside
@@ -41,7 +42,7 @@ from appliance.tools.types import (
     call_hash,
     error_outcome,
 )
-from appliance.types import Label, ToolCallBlock, ToolSpec
+from appliance.types import Label, ToolCallBlock, ToolSpec, highest
 
 BUILT_IN: dict[str, BuiltIn] = {
     tool.spec.name: tool for tool in (*filing.TOOLS, *shell.TOOLS, *asking.TOOLS)
@@ -204,7 +205,8 @@ class Toolbox:
         assert self._executor is not None
         tool = BUILT_IN.get(intent.tool)
         if tool is None:
-            return await self.servers.run(intent, ctx, runner_key(intent.call_id, ctx))
+            key = runner_key(intent.call_id, ctx)
+            return self._ruled(await self.servers.run(intent, ctx, key), intent)
         return await self._executor.run(tool, intent, ctx)
 
     async def adopt(self, intent: Intent, ctx: ToolContext) -> ToolOutcome | InDoubt | NotStarted:
@@ -212,8 +214,19 @@ class Toolbox:
         assert self._executor is not None
         tool = BUILT_IN.get(intent.tool)
         if tool is None:
-            return self.servers.adopt(intent, runner_key(intent.call_id, ctx))
+            found = self.servers.adopt(intent, runner_key(intent.call_id, ctx))
+            return found if isinstance(found, NotStarted) else self._ruled(found, intent)
         return await self._executor.adopt(tool, intent, ctx)
+
+    def _ruled(self, outcome: ToolOutcome | InDoubt, intent: Intent) -> ToolOutcome | InDoubt:
+        """At least as sensitive as `[tools] labels` says of the tool."""
+        least = labels.of_tool(self._config().tools.labels, intent.tool)
+        if isinstance(outcome, InDoubt) or least.rank <= outcome.label.rank:
+            return outcome
+        content = tuple(
+            replace(block, label=highest(block.label, least)) for block in outcome.content
+        )
+        return replace(outcome, content=content, label=least)
 
     def cancel(self, call_id: str, ctx: ToolContext) -> bool:
         """End a call's runner. `run` or `adopt` then return its outcome, which says so."""

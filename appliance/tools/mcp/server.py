@@ -31,7 +31,7 @@ from appliance.tools.mcp.catalogue import Catalogue, catalogue, digest_of, sound
 from appliance.tools.mcp.launch import folders_needed, resolve
 from appliance.tools.mcp.patience import Asides, Patience
 from appliance.tools.output import visible
-from appliance.tools.ports import Ports
+from appliance.tools.ports import Ports, server_place
 from appliance.tools.sandbox import bridge
 from appliance.tools.sandbox.limits import UNLIMITED, Limits
 from appliance.tools.sandbox.plan import Cage
@@ -274,7 +274,7 @@ class McpServer:
         async with contextlib.AsyncExitStack() as held:
             if gate is not None:
                 if self._around.ports.places is not None:
-                    kept = await self._around.ports.places.of(f"mcp/{self.name}")
+                    kept = await self._around.ports.places.of(server_place(self.name))
                     self._told = highest(self._told, kept)
                 purpose = Purpose("program", self.name)
                 await held.enter_async_context(

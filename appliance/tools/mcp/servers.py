@@ -22,6 +22,7 @@ from appliance.tools.mcp.catalogue import SEPARATOR, RemoteTool
 from appliance.tools.mcp.patience import Patience
 from appliance.tools.mcp.results import content_of, text_outcome
 from appliance.tools.mcp.server import McpServer, Surroundings, Unavailable
+from appliance.tools.ports import server_place
 from appliance.tools.types import (
     InDoubt,
     Intent,
@@ -235,7 +236,7 @@ class McpServers:
     async def _left_there(self, server: McpServer, intent: Intent, ctx: ToolContext) -> Label:
         """The label of what the server keeps, which it may tell anybody. A call that is more than
         reading leaves what it carries there."""
-        places, place = self._around.ports.places, f"mcp/{server.name}"
+        places, place = self._around.ports.places, server_place(server.name)
         if places is None:
             return Label.PUBLIC
         if intent.effect is Effect.READ:

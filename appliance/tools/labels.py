@@ -1,0 +1,88 @@
+"""Which calls touch what the operator's rules call sensitive: `[tools] labels`.
+
+A rule names a tool, or files. That of a tool holds for all it returns. That of files holds for
+whoever reads one by name; for a search, if it found something in one; and for a program whenever
+one is in the workspace, since nobody sees what a program reads. Links are followed first.
+
+Looks into the workspace, boundedly, and decides nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from appliance.config.tools import LabelRule
+from appliance.tools.types import Intent
+from appliance.types import Label, highest
+
+ENTRIES_MAX = 50_000
+"""A workspace of more is taken to hold everything the rules speak of."""
+_BY_PATH = frozenset({"read_file", "edit_file", "list_files"})
+
+
+def of_tool(rules: Sequence[LabelRule], tool: str) -> Label:
+    """The least label of what a tool returns."""
+    return highest(
+        Label.PUBLIC, *(rule.label for rule in rules if rule.tool and fnmatchcase(tool, rule.tool))
+    )
+
+
+def of_path(rules: Sequence[LabelRule], path: str) -> Label:
+    """The least label of a file, by its path from the workspace. `*` also stands for folders, and
+    a rule for a folder holds for all that is in it."""
+    found = [Label.PUBLIC]
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    names = ["/".join(parts[: end + 1]) for end in range(len(parts))]
+    for rule in rules:
+        if rule.path and any(fnmatchcase(name, rule.path.rstrip("/")) for name in names):
+            found.append(rule.label)
+    return highest(*found)
+
+
+def touched(rules: Sequence[LabelRule], intent: Intent, workspace: Path, is_program: bool) -> Label:
+    """What a call may come to know, before it runs."""
+    label = of_tool(rules, intent.tool)
+    if not any(rule.path for rule in rules):
+        return label
+    if intent.tool in _BY_PATH:
+        return highest(label, _of_named(rules, str(intent.arguments.get("path", ".")), workspace))
+    if is_program:
+        return highest(label, *(of_path(rules, path) for path in _files(rules, workspace)))
+    return label
+
+
+def found_in(rules: Sequence[LabelRule], output: bytes, workspace: Path) -> Label:
+    """What a search, which says the file of every line, came upon."""
+    return highest(
+        Label.PUBLIC,
+        *(
+            of_path(rules, path)
+            for path in _files(rules, workspace)
+            if path.encode("utf-8", "surrogateescape") + b":" in output
+        ),
+    )
+
+
+def _of_named(rules: Sequence[LabelRule], path: str, workspace: Path) -> Label:
+    root = os.path.realpath(workspace)
+    named = os.path.relpath(os.path.normpath(os.path.join(root, path)), root)
+    real = os.path.relpath(os.path.realpath(os.path.join(root, path)), root)
+    return highest(of_path(rules, named), of_path(rules, real))
+
+
+def _files(rules: Sequence[LabelRule], workspace: Path) -> Iterator[str]:
+    """Paths that rules speak of; where there are too many files to look at, the rules' own."""
+    seen = 0
+    for folder, folders, names in os.walk(workspace):
+        where = os.path.relpath(folder, workspace)
+        seen += len(folders) + len(names)
+        if seen > ENTRIES_MAX:
+            yield from (rule.path for rule in rules if rule.path)
+            return
+        for name in names:
+            path = os.path.normpath(os.path.join(where, name))
+            if of_path(rules, path) is not Label.PUBLIC:
+                yield path
