@@ -53,6 +53,9 @@ class Book:
     """A model that is waited for may have become one that cannot come."""
     claiming: dict[str, ModelState] = field(default_factory=dict)
     """The models for which room is being made, by name, the oldest claim first."""
+    starting: dict[str, Instance] = field(default_factory=dict)
+    leaving: dict[str, Instance] = field(default_factory=dict)
+    """Of the instances those that load, and those that are to go or go, by id."""
     wanted: tuple[ModelState, ...] = ()
     """The models to be loaded without being asked for."""
     _ready: tuple[Instance, ...] | None = None
@@ -77,16 +80,19 @@ class Book:
         """A model's instance starts; a claim that waited for this is done with."""
         self.claim(state, None)
         state.current = self.instances[instance.instance_id] = instance
+        self.starting[instance.instance_id] = instance
 
     def open(self, instance: Instance, slots: int, now_s: float) -> None:
         """It is loaded and may be granted."""
         instance.slots, instance.state = slots, ResidentState.READY
         instance.ready_s = instance.idle_since_s = now_s
+        del self.starting[instance.instance_id]
         self._ready = None
 
     def reopen(self, state: ModelState, instance: Instance) -> None:
         """It was to leave when idle, and is needed after all."""
         instance.state, instance.doomed = ResidentState.READY, ""
+        del self.leaving[instance.instance_id]
         state.current, self._ready = instance, None
 
     def unseat(self, state: ModelState) -> None:
@@ -100,16 +106,32 @@ class Book:
             self.unseat(state)
         if instance.leases:
             instance.state, instance.doomed = ResidentState.DRAINING, reason
+            self.leaving[instance.instance_id] = instance
             self.record(now_s, "drain", instance.model, instance=instance.instance_id, why=reason)
         else:
             self.stop(instance, reason, now_s)
 
     def stop(self, instance: Instance, reason: str, now_s: float) -> None:
         assert not instance.leases, "an instance that holds a lease is never stopped"
+        self.starting.pop(instance.instance_id, None)
+        self.leaving[instance.instance_id] = instance
         instance.state = ResidentState.STOPPING
         self.effects.append(ParkIdle(instance.instance_id))
         self.effects.append(StopInstance(instance.instance_id, reason))
         self.record(now_s, "stop", instance.model, instance=instance.instance_id, why=reason)
+
+    def died(self, instance: Instance, reason: str) -> None:
+        """The process ended, or never came up; its bytes are not back yet."""
+        self.starting.pop(instance.instance_id, None)
+        self.leaving[instance.instance_id] = instance
+        instance.state, instance.doomed, instance.has_died = ResidentState.STOPPING, reason, True
+
+    def gone(self, instance: Instance) -> None:
+        """Nothing is left of it."""
+        del self.instances[instance.instance_id]
+        self.starting.pop(instance.instance_id, None)
+        self.leaving.pop(instance.instance_id, None)
+        self.ledger.release(instance.instance_id)
 
     def claim(self, state: ModelState, claim: Claim | None) -> None:
         """Room is being made for the model, or no longer."""

@@ -211,8 +211,7 @@ class Core:
             del book.leases[lease_id]
         instance.leases.clear()
         was_loading = instance.state is ResidentState.STARTING
-        instance.state, instance.doomed = ResidentState.STOPPING, event.reason
-        instance.has_died = True
+        book.died(instance, event.reason)
         book.record(
             now_s,
             "load_failed" if was_loading else "crash",
@@ -236,14 +235,14 @@ class Core:
             book.record(now_s, "breaker_open", instance.model, why=event.reason, crashes=crashes)
 
     def _gone(self, event: InstanceGone, now_s: float) -> None:
-        instance = self._book.instances.pop(event.instance_id, None)
+        instance = self._book.instances.get(event.instance_id)
         if instance is None:
             return
         assert not instance.leases, "a process that is gone serves nobody"
         if instance.has_died:
             for device, held in self._book.ledger.held_by(event.instance_id).items():
                 self._book.foreign.returned(device, held, now_s)
-        self._book.ledger.release(event.instance_id)
+        self._book.gone(instance)
         self._book.record(now_s, "gone", instance.model, instance=instance.instance_id)
 
     def _configured(self, event: ConfigChanged, now_s: float) -> None:
@@ -383,15 +382,17 @@ class Core:
         that was patient enough by then. Not oftener than each second, which is the least answer."""
         book = self._book
         soonest, least_s = math.inf, now_s + 1.0
+        models, patience_s = book.models, book.policy.swap_patience_s
         victim_s = patience.reload_s(book, book.ready()[:1])
-        for model, oldest in book.queue.oldest_by_model():
-            state = book.models[model]
+        for model, line in book.queue.lines.items():
+            state = models[model]
             if state.current is not None or state.claim is not None:
                 continue
             turn_s = state.breaker.retry_at_s
             if turn_s <= now_s:
-                patient_s = book.policy.swap_patience_s(state.load_s + victim_s)
-                turn_s = max(oldest.since_s + patient_s, least_s)
+                turn_s = line.oldest.since_s + patience_s(state.load_s + victim_s)
+                if turn_s < least_s:
+                    turn_s = least_s
             if turn_s < soonest:
                 soonest = turn_s
                 if turn_s <= least_s:

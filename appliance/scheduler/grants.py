@@ -29,8 +29,9 @@ def grant_all(book: Book, now_s: float) -> bool:
         return False
     granted = False
     barrier = _barrier(book, now_s)
+    lines = book.queue.lines
     for instance in book.ready():
-        while instance.slots > len(instance.leases):
+        while instance.slots > len(instance.leases) and instance.model in lines:
             waiting = _next(book, instance.model, barrier)
             if waiting is None:
                 break

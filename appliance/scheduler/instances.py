@@ -45,10 +45,10 @@ class Instance:
     has_died: bool = False
     is_guess: bool = False
     """Loaded without being asked for, into bytes that were free (`refill`)."""
+    model: str = field(init=False)
 
-    @property
-    def model(self) -> str:
-        return self.spec.name
+    def __post_init__(self) -> None:
+        self.model = self.spec.name
 
     @property
     def slots_free(self) -> int:

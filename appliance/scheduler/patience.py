@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 from appliance.scheduler.book import Book
 from appliance.scheduler.instances import Instance, ModelState
-from appliance.scheduler.values import ResidentState
 from appliance.scheduler.waiting import Waiting
 from appliance.types import Priority
 
@@ -27,15 +26,16 @@ def places(
 ) -> tuple[list[Instance], list[Instance]]:
     """The instances whose place may ever be taken for this waiter, and those who may go now."""
     ready, idle = [], []
+    lines, seq = book.queue.lines, oldest.seq
     for instance in book.ready():
         if instance.spec.pinned:
             continue
-        waits = book.queue.oldest(instance.model)
-        if waits is None:
+        line = lines.get(instance.model)
+        if line is None:
             ready.append(instance)
             if not instance.leases:
                 idle.append(instance)
-        elif waits.seq > oldest.seq:
+        elif line.oldest.seq > seq:
             ready.append(instance)
     if idle and _is_held(book, oldest):
         idle = []
@@ -69,8 +69,7 @@ def _work_elsewhere(book: Book) -> bool:
     """Something works, is about to, or is being loaded."""
     if any(i.leases or book.queue.count(i.model) for i in book.ready()):
         return True
-    loading = any(i.state is ResidentState.STARTING for i in book.instances.values())
-    return loading or bool(book.claiming)
+    return bool(book.starting or book.claiming)
 
 
 def turn_may_have_come(
@@ -84,12 +83,14 @@ def turn_may_have_come(
         return False
     first = book.queue.first(state.spec.name)
     assert first is not None
+    if any(_outranks(book, first, [victim]) for victim in ready):
+        return True
     waits_s = now_s - oldest.since_s
+    if waits_s < book.policy.swap_patience_s(state.load_s):
+        return False
     for victim in ready:
         cost_s = state.load_s + book.models[victim.model].load_s
         if min(waits_s, now_s - victim.ready_s) >= book.policy.swap_patience_s(cost_s):
-            return True
-        if _outranks(book, first, [victim]):
             return True
     return False
 
@@ -111,14 +112,17 @@ def turn_has_come(
 def _outranks(book: Book, first: Waiting, victims: list[Instance]) -> bool:
     """More urgent than all that the victims serve or would serve next, if anything."""
     mine, served = first.step.priority, False
+    if mine is Priority.BACKGROUND:
+        return False
+    lines = book.queue.lines
     for victim in victims:
         for held in victim.leases.values():
             if held.step.priority <= mine:
                 return False
             served = True
-        next_up = book.queue.first(victim.model)
-        if next_up is not None:
-            if next_up.step.priority <= mine:
+        line = lines.get(victim.model)
+        if line is not None:
+            if line.first.step.priority <= mine:
                 return False
             served = True
     return served

@@ -19,7 +19,6 @@ from heapq import nsmallest
 
 from appliance.scheduler.book import Book
 from appliance.scheduler.instances import Instance, ModelState
-from appliance.scheduler.values import ResidentState
 
 _TRIED = 8
 """Models for which room is sought at one event: bounds the cost of a decision."""
@@ -28,7 +27,7 @@ _TRIED = 8
 def candidates(book: Book, now_s: float) -> list[ModelState]:
     """Models worth having back, soonest next use first; none while somebody's load runs or is due
     (room for it may be in the making: its bytes are not free, and the disk is)."""
-    if any(i.state is ResidentState.STARTING and not i.is_guess for i in book.instances.values()):
+    if not all(instance.is_guess for instance in book.starting.values()):
         return []
     if any(book.may_load(book.models[model], now_s) for model in book.queue.models()):
         return []
@@ -49,7 +48,6 @@ def candidates(book: Book, now_s: float) -> list[ModelState]:
 
 def cuttable(book: Book) -> Iterator[Instance]:
     """Guesses that still load and that nobody has come to wait for."""
-    for instance in book.instances.values():
-        is_guessed = instance.is_guess and instance.state is ResidentState.STARTING
-        if is_guessed and not book.queue.count(instance.model):
+    for instance in book.starting.values():
+        if instance.is_guess and not book.queue.count(instance.model):
             yield instance

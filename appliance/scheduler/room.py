@@ -248,16 +248,13 @@ def _open_free(book: Book) -> dict[str, int]:
 def _unclaimed_leaving(book: Book) -> list[Instance]:
     """What leaves, or may be cut short at once, and whose bytes nobody counts on yet."""
     claimed = {victim for claim in book.claims() for victim in claim.victims}
-    leaving = [i for i in book.instances.values() if i.is_leaving and i.instance_id not in claimed]
+    leaving = [i for name, i in book.leaving.items() if name not in claimed]
     return leaving + list(refill.cuttable(book))
 
 
 def _is_loading_on(book: Book, devices: Mapping[str, int]) -> bool:
     """One load at a time on a device: engines that measure free memory charge each other's."""
-    return any(
-        i.state is ResidentState.STARTING and not devices.keys().isdisjoint(i.fit.bytes_by_device)
-        for i in book.instances.values()
-    )
+    return any(not devices.keys().isdisjoint(i.fit.bytes_by_device) for i in book.starting.values())
 
 
 def _share_a_device(one: Fit, other: Fit) -> bool:

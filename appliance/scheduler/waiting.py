@@ -56,7 +56,7 @@ _Rank: TypeAlias = tuple[bool, float, str]
 """Where a model stands among those that are waited for: the due by age, then the others by key."""
 
 
-class _Line:
+class Line:
     """Those who wait for one model, at least one: in arrival order, and in a heap by key.
 
     Who waits longest, who is served next and how the model ranks by them are asked far more often
@@ -107,7 +107,8 @@ class WaitingQueue:
     def __init__(self, max_overtaken: int) -> None:
         self._max_overtaken = max_overtaken
         self._by_id: dict[str, Waiting] = {}
-        self._lines: dict[str, _Line] = {}
+        self.lines: dict[str, Line] = {}
+        """Who waits, by model: changed by the queue alone."""
         self._ranks: list[_Rank] = []
         self._due: dict[str, None] = {}
         self._interactive = 0
@@ -123,20 +124,16 @@ class WaitingQueue:
 
     def __iter__(self) -> Iterator[Waiting]:
         """In arrival order within a model."""
-        for line in self._lines.values():
+        for line in self.lines.values():
             yield from line.requests.values()
 
     def models(self) -> list[str]:
         """The models that are waited for."""
-        return list(self._lines)
+        return list(self.lines)
 
     def by_urgency(self) -> Iterator[str]:
         """The models that are waited for: the due ones by age, then the others by key."""
         return (model for _, _, model in self._ranks)
-
-    def oldest_by_model(self) -> Iterator[tuple[str, Waiting]]:
-        """The models that are waited for, with who waits longest."""
-        return ((model, line.oldest) for model, line in self._lines.items())
 
     @property
     def has_interactive(self) -> bool:
@@ -144,7 +141,7 @@ class WaitingQueue:
         return self._interactive > 0
 
     def count(self, model: str) -> int:
-        line = self._lines.get(model)
+        line = self.lines.get(model)
         return len(line.requests) if line is not None else 0
 
     def model_of(self, request_id: str) -> str | None:
@@ -156,12 +153,12 @@ class WaitingQueue:
         waiting = self._by_id.get(request_id)
         if waiting is None:
             return 0, 0
-        requests = self._lines[waiting.model].requests.values()
+        requests = self.lines[waiting.model].requests.values()
         place = sum(other.key <= waiting.key for other in requests)
         return place, len(requests)
 
     def of_model(self, model: str) -> Iterator[Waiting]:
-        return iter(self._lines[model].requests.values() if model in self._lines else ())
+        return iter(self.lines[model].requests.values() if model in self.lines else ())
 
     def add(self, step: StepRequested, model: str, cost_s: float, now_s: float) -> Waiting:
         """Queues a step; `cost_s` is the seconds of a slot it will take, as predicted."""
@@ -175,9 +172,9 @@ class WaitingQueue:
         self._next_seq += 1
         self._by_id[step.request_id] = waiting
         self._interactive += step.priority is Priority.INTERACTIVE
-        line = self._lines.get(model)
+        line = self.lines.get(model)
         if line is None:
-            line = self._lines[model] = _Line(waiting)
+            line = self.lines[model] = Line(waiting)
             insort(self._ranks, line.rank)
         else:
             line.add(waiting)
@@ -194,11 +191,11 @@ class WaitingQueue:
 
     def first(self, model: str) -> Waiting | None:
         """Who is served next on this model: the oldest if it is due, else the least key."""
-        line = self._lines.get(model)
+        line = self.lines.get(model)
         return line.first if line is not None else None
 
     def oldest(self, model: str) -> Waiting | None:
-        line = self._lines.get(model)
+        line = self.lines.get(model)
         return line.oldest if line is not None else None
 
     def granted(self, waiting: Waiting) -> None:
@@ -211,7 +208,7 @@ class WaitingQueue:
     def passed_by(self, granted: Waiting) -> list[str]:
         """The models for which somebody older than `granted` waits."""
         seq = granted.seq
-        return [model for model, line in self._lines.items() if line.oldest.seq < seq]
+        return [model for model, line in self.lines.items() if line.oldest.seq < seq]
 
     def count_overtaken(self, granted: Waiting, model: str) -> None:
         """Notes that `granted` passed everyone older and no more patient who waits for `model`.
@@ -219,7 +216,7 @@ class WaitingQueue:
         Nobody is counted more often than the bound while others may delay him, which bounds the
         cost: a constant per request over its life, however many wait.
         """
-        line = self._lines[model]
+        line = self.lines[model]
         seq, priority, most = granted.seq, granted.step.priority, self._max_overtaken
         due = line.due
         for waiting in line.requests.values():
@@ -245,7 +242,7 @@ class WaitingQueue:
     def is_due(self, waiting: Waiting) -> bool:
         return waiting.overtaken >= self._max_overtaken
 
-    def _renew(self, line: _Line) -> None:
+    def _renew(self, line: Line) -> None:
         rank = line.renew(self._max_overtaken)
         if rank != line.rank:
             del self._ranks[bisect_left(self._ranks, line.rank)]
@@ -255,13 +252,13 @@ class WaitingQueue:
     def _drop(self, waiting: Waiting) -> None:
         del self._by_id[waiting.step.request_id]
         self._interactive -= waiting.step.priority is Priority.INTERACTIVE
-        line = self._lines[waiting.model]
+        line = self.lines[waiting.model]
         if self.is_due(waiting):
             line.due -= 1
             if not line.due:
                 del self._due[waiting.model]
         if len(line.requests) == 1:
-            del self._lines[waiting.model]
+            del self.lines[waiting.model]
             del self._ranks[bisect_left(self._ranks, line.rank)]
         else:
             line.drop(waiting)
