@@ -49,6 +49,8 @@ class Book:
     next_id: int = 0
     epoch: int = 0
     """Counts changes of capacity and configuration: what fits at all is asked once in each."""
+    returns: int = 0
+    """Counts returns of memory: what did not fit may fit now."""
     doubted: bool = True
     """A model that is waited for may have become one that cannot come."""
     claiming: dict[str, ModelState] = field(default_factory=dict)
@@ -132,6 +134,7 @@ class Book:
         self.starting.pop(instance.instance_id, None)
         self.leaving.pop(instance.instance_id, None)
         self.ledger.release(instance.instance_id)
+        self.returns += 1
 
     def claim(self, state: ModelState, claim: Claim | None) -> None:
         """Room is being made for the model, or no longer."""

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from heapq import heapify, heappop
 from math import log
 
 from appliance.scheduler.races import Races, Signs
@@ -43,8 +44,12 @@ _GRAIN = 0.05
 _LOADS_LEARNING = 0.05
 """Weight of the newest gap between two loads."""
 
-_STALE = 0.05
+_STALE = 0.1
 """Of the expected time until the next use, the part for which a forecast need not be made anew."""
+
+_READINGS = 24
+"""Models whose signs are read anew at one event: bounds the cost of a decision. The others' signs
+stay as they are for now; who was passed over is read at one of the next events."""
 
 _NEVER_S = 1e9
 _HARDLY = 1e-9
@@ -99,6 +104,7 @@ class Forecast:
         self._rhythms = Rhythms()
         self._races = Races()
         self._reload_s: dict[str, float] = {}
+        self._readings = _READINGS
         self._known: dict[str, tuple[float, float, Signs]] = {}
         """By model: when its signs were read, until when they may be kept, and the signs."""
         self._experts = (
@@ -114,6 +120,10 @@ class Forecast:
     def followed(self) -> str:
         """The forecaster that is followed now."""
         return self._best.name
+
+    def new_event(self) -> None:
+        """Something happened, and signs may be read again."""
+        self._readings = _READINGS
 
     def observe(
         self, agent: str, model: str, now_s: float, size: int, reload_s: float, budget: int
@@ -142,7 +152,7 @@ class Forecast:
             gap_s, known = now_s - self._loaded_s, self._load_gap_s
             mixed = gap_s if known is None else known + _LOADS_LEARNING * (gap_s - known)
             self._load_gap_s = mixed
-            self._rhythms.grain_s = _GRAIN * resident * mixed
+            self._rhythms.set_grain(_GRAIN * resident * mixed)
         self._loaded_s = now_s
 
     def next_use_s(self, model: str, now_s: float) -> float:
@@ -170,14 +180,14 @@ class Forecast:
         if shadow and expert.shadow_bytes + size > budget:
             if expert is self._experts[0]:
                 self._races.start({name: self._signs(name, now_s) for name in shadow}, now_s)
-            worth = {
-                name: expert.rate(name, now_s) * self._reload_s[name] / held
+            rate, reload_s, last_s = expert.rate, self._reload_s, self._last_s
+            by_worth = [
+                (rate(name, now_s) * reload_s[name] / held, last_s[name], name)
                 for name, held in shadow.items()
-            }
-            for name in sorted(shadow, key=lambda name: (worth[name], self._last_s[name], name)):
-                expert.shadow_bytes -= shadow.pop(name)
-                if expert.shadow_bytes + size <= budget:
-                    break
+            ]
+            heapify(by_worth)
+            while by_worth and expert.shadow_bytes + size > budget:
+                expert.shadow_bytes -= shadow.pop(heappop(by_worth)[2])
         shadow[model] = max(size, 1)
         expert.shadow_bytes += shadow[model]
 
@@ -195,10 +205,10 @@ class Forecast:
     def _signs(self, model: str, now_s: float) -> Signs:
         """What is known of a model, or was a moment ago, short against the expected wait."""
         known = self._known.get(model)
-        if known is not None and known[0] <= now_s <= known[1]:
+        if known is not None and (known[0] <= now_s <= known[1] or self._readings <= 0):
             return known[2]
-        agent_rate = self._rhythms.agent_rate(model, now_s)
-        return_rate = self._rhythms.return_rate(model, now_s)
+        self._readings -= 1
+        agent_rate, return_rate = self._rhythms.rates(model, now_s)
         signs = (
             log(agent_rate + _HARDLY),
             log(return_rate + _HARDLY),

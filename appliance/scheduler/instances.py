@@ -66,6 +66,8 @@ class Claim:
     fit: Fit
     victims: set[str]
     since_s: float
+    returns: int
+    """`Book.returns` when it was made."""
 
 
 @dataclass(slots=True, eq=False)

@@ -90,17 +90,22 @@ class Races:
             race.out.pop(model, None)
 
     def _learn(self, came: Signs, out: Mapping[str, Signs]) -> None:
-        sums = [self._sum(signs) for signs in out.values()]
+        runners = list(out.values())
+        sums = [self._sum(signs) for signs in runners]
         most = max(sums)
-        odds = [exp(each - most) for each in sums]
-        total = sum(odds)
-        slope = [
-            mine - sum(p * theirs for p, theirs in zip(odds, column, strict=True)) / total
-            for mine, column in zip(came, zip(*out.values(), strict=True), strict=True)
-        ]
-        step = _STEP / (1 + max(abs(each) for each in slope))
-        a, b, c, d = (w + step * s for w, s in zip(self.weights, slope, strict=True))
-        self.weights = (a, b, c, d)
+        total = mean_a = mean_b = mean_c = mean_d = 0.0
+        for each, (a, b, c, d) in zip(sums, runners, strict=True):
+            odds = exp(each - most)
+            total += odds
+            mean_a += odds * a
+            mean_b += odds * b
+            mean_c += odds * c
+            mean_d += odds * d
+        a, b, c, d = came
+        a, b, c, d = a - mean_a / total, b - mean_b / total, c - mean_c / total, d - mean_d / total
+        step = _STEP / (1 + max(abs(a), abs(b), abs(c), abs(d)))
+        w, x, y, z = self.weights
+        self.weights = (w + step * a, x + step * b, y + step * c, z + step * d)
 
     def _sum(self, signs: Signs) -> float:
         a, b, c, d = self.weights

@@ -13,15 +13,16 @@ this model? That is duller at once and right about the long run: the agent that 
 
 A young histogram borrows from an older one: a pair's from its agent's, an agent's from everybody's,
 each with the weight of a couple of observations. Querying must be cheap, as a decision asks for
-every loaded model and every agent that ever used it; so each histogram is kept with its suffix
-sums, rebuilt when it changes, and a query reads a handful of numbers.
+every loaded model and every agent that lately used it; so each histogram is kept with its suffix
+sums, rebuilt when it changed and is asked, and a query reads a handful of numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
+from dataclasses import dataclass
+from itertools import accumulate, islice
 from math import floor, log2
+from operator import truediv
 
 _AGENTS_ASKED = 6
 _RETURNS_ASKED = 4
@@ -31,8 +32,8 @@ agent's own rates are worked out once for all models, a return for each."""
 BINS = 56
 """Bin b > 0 holds gaps from 2^((b-5)/2) to 2^((b-4)/2) seconds: a quarter second to a year."""
 
-SAME_SILENCE = 0.05
-"""The part by which a silence may grow until what it tells is worked out anew: a tenth of the step
+SAME_SILENCE = 0.15
+"""The part by which a silence may grow until what it tells is worked out anew: a third of the step
 from one bin to the next."""
 
 _BORROWED = 2.0
@@ -45,6 +46,10 @@ from each of them only after hundreds of moves."""
 _MEMORY = 300.0
 """Requests after which an agent's old gap counts half: habits change in days, not in minutes."""
 
+_GROWTH = 2.0 ** (1 / _MEMORY)
+_UNIT_MOST = 1e100
+"""A new gap counts so much more than the one before it, which spares fading all the others."""
+
 _UNSEEN = 0.1
 """Observations "it never comes back" in every histogram: lets silence end any expectation."""
 
@@ -56,6 +61,8 @@ and the silence no longer matters to it."""
 _WIDTHS: list[float] = [2.0 ** ((b - 4) / 2) - start for b, start in enumerate(_STARTS)]
 _MIDDLES = [start + width / 2 for start, width in zip(_STARTS, _WIDTHS, strict=True)]
 
+_NOTHING_AFTER = [0.0] * (BINS + 1)
+
 
 def bin_of(gap_s: float) -> int:
     """The bin of a gap in seconds."""
@@ -64,49 +71,82 @@ def bin_of(gap_s: float) -> int:
     return min(floor(2 * log2(gap_s)) + 5, BINS - 1)
 
 
-class Gaps:
-    """A histogram of gaps with suffix sums. `count` observations, decayed by their owner."""
+@dataclass(frozen=True, slots=True)
+class Grain:
+    """Times closer together than this are as good as equal: what matters is the order in which
+    models come back on the scale of a stay, not which of two is back in a blink."""
 
-    __slots__ = ("_grain_s", "_rate_after", "_weights", "_weights_after", "bins", "count")
+    seconds: float
+    middles: list[float]
+    """Of the bins, the longest first, each with the grain on top."""
+
+
+def grain(seconds: float) -> Grain:
+    return Grain(seconds, [middle + seconds for middle in reversed(_MIDDLES)])
+
+
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """What a histogram is filled up from: another one, counting for so many observations."""
+
+    lender: Gaps
+    observations: float
+    grain: Grain
+    unit: float = 1.0
+    """What one observation of now counts."""
+
+
+class Gaps:
+    """A histogram of gaps with suffix sums. `count` observations, in the unit of their owner.
+
+    The sums are worked out when a rate is asked for, not when a gap is added: as long as everything
+    fits into memory nobody asks.
+    """
+
+    __slots__ = ("_grain_s", "_lent", "_rate_after", "_weights", "_weights_after", "bins", "count")
 
     def __init__(self) -> None:
         self.bins = [0.0] * BINS
         self.count = 0.0
         self._grain_s = 0.0
-        self._weights = [0.0] * BINS
-        self._weights_after = [0.0] * (BINS + 1)
-        self._rate_after = [0.0] * (BINS + 1)
+        self._lent: Lent | None = None
+        self._weights = self.bins
+        self._weights_after = self._rate_after = _NOTHING_AFTER
 
-    def add(self, gap_bin: int) -> None:
-        self.bins[gap_bin] += 1.0
-        self.count += 1.0
+    def add(self, gap_bin: int, weight: float = 1.0) -> None:
+        self.bins[gap_bin] += weight
+        self.count += weight
 
-    def fade(self, keep: float) -> None:
-        """What was counted so far goes on counting with this weight."""
-        self.bins = [weight * keep for weight in self.bins]
-        self.count *= keep
+    def scale(self, by: float) -> None:
+        """Changes the unit in which observations are counted."""
+        self.bins = [weight * by for weight in self.bins]
+        self.count *= by
 
-    def rebuild(self, borrowed: Gaps, borrowed_weight: float, grain_s: float) -> None:
-        """Recomputes what `rate` reads, filling up from a histogram that has seen more."""
+    def lend(self, lent: Lent) -> None:
+        """Something was added: the sums are out of date, and this is what fills them up."""
+        self._lent = lent
+
+    def _rebuild(self, lent: Lent) -> None:
+        borrowed, grain = lent.lender, lent.grain
         weights = self.bins
         if borrowed.count > 0:
-            share = borrowed_weight / borrowed.count
-            weights = [w + b * share for w, b in zip(self.bins, borrowed.bins, strict=True)]
-        self._weights, self._grain_s = weights, grain_s
-        total, rate = _UNSEEN, 0.0
-        after, rates = self._weights_after, self._rate_after
-        after[BINS], rates[BINS] = total, rate
-        for b in range(BINS - 1, -1, -1):
-            weight = weights[b]
-            total += weight
-            rate += weight / (_MIDDLES[b] + grain_s)
-            after[b], rates[b] = total, rate
+            share = lent.observations / borrowed.count
+            weights = [w + b * share for w, b in zip(weights, borrowed.bins, strict=True)]
+        backwards = weights[::-1]
+        after = list(accumulate(backwards, initial=_UNSEEN * lent.unit))
+        rates = list(accumulate(map(truediv, backwards, grain.middles), initial=0.0))
+        after.reverse()
+        rates.reverse()
+        self._weights, self._weights_after, self._rate_after = weights, after, rates
+        self._grain_s, self._lent = grain.seconds, None
 
     def rate(self, silent_s: float) -> float:
         """Expected events per second after this silence: the mean of one over the time left.
 
         In the bin the silence has reached, gaps are taken as evenly spread.
         """
+        if self._lent is not None:
+            self._rebuild(self._lent)
         b = bin_of(silent_s)
         left_s = max(_STARTS[b] + _WIDTHS[b] - silent_s, 0.05 * _WIDTHS[b])
         fraction, grain_s, weights = left_s / _WIDTHS[b], self._grain_s, self._weights
@@ -119,6 +159,10 @@ class Gaps:
 
     def joint_rates(self, part: Gaps, silent_s: float) -> tuple[float, float]:
         """`rate` of this histogram, and of those of its gaps that `part` holds as well."""
+        if self._lent is not None:
+            self._rebuild(self._lent)
+        if part._lent is not None:
+            part._rebuild(part._lent)
         b = bin_of(silent_s)
         left_s = max(_STARTS[b] + _WIDTHS[b] - silent_s, 0.05 * _WIDTHS[b])
         fraction, grain_s = left_s / _WIDTHS[b], self._grain_s
@@ -148,6 +192,7 @@ class _Agent:
         "rates_until_s",
         "returns",
         "stays",
+        "unit",
         "uses",
         "uses_total",
     )
@@ -157,6 +202,7 @@ class _Agent:
         self.last_model, self.last_s = "", 0.0
         self.moves: dict[str, dict[str, float]] = {}
         self.moves_total: dict[str, float] = {}
+        self.unit = 1.0
         self.uses: dict[str, float] = {}
         self.uses_total = 0.0
         self.rates_then = (0.0, 0.0)
@@ -177,10 +223,12 @@ class Rhythms:
     def __init__(self) -> None:
         self._agents: dict[str, _Agent] = {}
         self._everybody = _Agent()
-        self.grain_s = 0.0
-        """Times closer together than this are as good as equal: what matters is the order in
-        which models come back on the scale of a stay, not which of two is back in a blink."""
+        self._grain = grain(0.0)
         self._pairs: dict[str, dict[str, tuple[_Agent, Gaps, list[float]]]] = {}
+
+    def set_grain(self, seconds: float) -> None:
+        """How far apart two times have to be to differ."""
+        self._grain = grain(seconds)
 
     def observe(self, agent: str, model: str, now_s: float) -> None:
         """An agent asked for a model."""
@@ -193,30 +241,27 @@ class Rhythms:
         known.uses_total += 1.0
         known.last_model, known.last_s = model, now_s
         known.rates_until_s = -1.0
-        everybody = self._everybody
+        everybody, unit = self._everybody, known.unit
         stay_share = everybody.stays.count / max(everybody.gaps.count, 1.0)
-        known.gaps.rebuild(everybody.gaps, _BORROWED, self.grain_s)
-        known.stays.rebuild(everybody.stays, _BORROWED * stay_share, self.grain_s)
+        lent = _BORROWED * unit
+        known.gaps.lend(Lent(everybody.gaps, lent, self._grain, unit))
+        known.stays.lend(Lent(everybody.stays, lent * stay_share, self._grain, unit))
         self._observe_return(agent, known, model, now_s)
 
-    def agent_rate(self, model: str, now_s: float) -> float:
-        """Uses per second by the agents' next requests."""
-        total = 0.0
-        for agent, _, _ in self._recent_users(model, _AGENTS_ASKED):
+    def rates(self, model: str, now_s: float) -> tuple[float, float]:
+        """Uses of the model per second by the agents' next requests, and by the return of agents
+        that used it before."""
+        by_agents = by_returns = 0.0
+        users = reversed(self._pairs.get(model, {}).values())
+        for asked, (agent, gaps, last) in enumerate(islice(users, _AGENTS_ASKED)):
             every, stay = agent.rates(now_s)
             if agent.last_model == model:
-                total += stay
-            else:
-                total += max(every - stay, 0.0) * _share_of_moves(agent, model)
-        return total
-
-    def return_rate(self, model: str, now_s: float) -> float:
-        """Uses per second by the agents that used this model before."""
-        users = self._recent_users(model, _RETURNS_ASKED)
-        return sum(gaps.rate(now_s - last[0]) for _, gaps, last in users)
-
-    def _recent_users(self, model: str, most: int) -> Iterator[tuple[_Agent, Gaps, list[float]]]:
-        return islice(reversed(self._pairs.get(model, {}).values()), most)
+                by_agents += stay
+            elif every > stay:
+                by_agents += (every - stay) * _share_of_moves(agent, model)
+            if asked < _RETURNS_ASKED:
+                by_returns += gaps.rate(now_s - last[0])
+        return by_agents, by_returns
 
     def forget(self, model: str) -> None:
         """The model is gone from the configuration."""
@@ -224,13 +269,15 @@ class Rhythms:
 
     def _observe_gap(self, agent: _Agent, model: str, now_s: float) -> None:
         gap_bin = bin_of(now_s - agent.last_s)
-        keep = 0.5 ** (1 / _MEMORY)
-        agent.gaps.fade(keep)
-        agent.stays.fade(keep)
-        agent.gaps.add(gap_bin)
+        agent.unit *= _GROWTH
+        if agent.unit > _UNIT_MOST:
+            agent.gaps.scale(1 / agent.unit)
+            agent.stays.scale(1 / agent.unit)
+            agent.unit = 1.0
+        agent.gaps.add(gap_bin, agent.unit)
         self._everybody.gaps.add(gap_bin)
         if model == agent.last_model:
-            agent.stays.add(gap_bin)
+            agent.stays.add(gap_bin, agent.unit)
             self._everybody.stays.add(gap_bin)
         else:
             moves = agent.moves.setdefault(agent.last_model, {})
@@ -250,7 +297,7 @@ class Rhythms:
             self._everybody.returns.add(gap_bin)
         last[0] = now_s
         lender = agent.returns if agent.returns.count >= _BORROWED else self._everybody.returns
-        gaps.rebuild(lender, 1.0, self.grain_s)
+        gaps.lend(Lent(lender, 1.0, self._grain))
 
 
 def _share_of_moves(agent: _Agent, model: str) -> float:

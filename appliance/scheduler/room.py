@@ -100,10 +100,17 @@ def _complete_claims(book: Book, now_s: float) -> bool:
         if not state.wanted and not book.queue.count(state.spec.name):
             _give_up(book, state)
             changed = True
-        elif not claim.victims:
+        elif not claim.victims and _may_go_on(book, claim):
             book.claim(state, None)
             changed |= _start_if_it_fits(book, state, _open_free(book), now_s)
     return changed
+
+
+def _may_go_on(book: Book, claim: Claim) -> bool:
+    """The load that its device was busy with is over, or there may be room elsewhere by now."""
+    if claim.returns != book.returns:
+        return True
+    return not _is_loading_on(book, claim.fit.bytes_by_device)
 
 
 def _give_up(book: Book, state: ModelState) -> None:
@@ -127,7 +134,7 @@ def _start_if_it_fits(book: Book, state: ModelState, free: Mapping[str, int], no
         return False
     if _is_loading_on(book, fit.bytes_by_device):
         guesses = [i for i in refill.cuttable(book) if _share_a_device(i.fit, fit)]
-        book.claim(state, Claim(fit, {guess.instance_id for guess in guesses}, now_s))
+        book.claim(state, Claim(fit, {guess.instance_id for guess in guesses}, now_s, book.returns))
         for guess in guesses:
             book.leave(guess, f"{state.spec.name} is asked for", now_s)
     else:
@@ -172,7 +179,7 @@ def _claim(
     if found is None:
         return False
     fit, victims = found
-    book.claim(state, Claim(fit, {victim.instance_id for victim in victims}, now_s))
+    book.claim(state, Claim(fit, {victim.instance_id for victim in victims}, now_s, book.returns))
     for victim in victims:
         if not victim.is_leaving:
             _evict(book, victim, state, oldest, now_s)
@@ -228,7 +235,9 @@ def _load_wanted(book: Book, state: ModelState, now_s: float) -> bool:
     found = _choose(book, state, free, idle, now_s)
     if found is None:
         return False
-    book.claim(state, Claim(found[0], {victim.instance_id for victim in found[1]}, now_s))
+    book.claim(
+        state, Claim(found[0], {victim.instance_id for victim in found[1]}, now_s, book.returns)
+    )
     for victim in found[1]:
         book.leave(victim, f"{state.spec.name} is pinned", now_s)
     return True
