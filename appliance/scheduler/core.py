@@ -72,7 +72,6 @@ class Core:
         """Takes one event in and says what is to be done, in this order."""
         book = self._book
         book.effects = []
-        book.forecast.new_event()
         match event:
             case StepRequested():
                 self._requested(event, now_s)

@@ -21,7 +21,7 @@ was followed. Nothing is learned beforehand and no constant is fitted to a trace
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from heapq import heapify, heappop
 from math import log
@@ -47,9 +47,9 @@ _LOADS_LEARNING = 0.05
 _STALE = 0.1
 """Of the expected time until the next use, the part for which a forecast need not be made anew."""
 
-_READINGS = 24
-"""Models whose signs are read anew at one event: bounds the cost of a decision. The others' signs
-stay as they are for now; who was passed over is read at one of the next events."""
+_READINGS = 6
+"""Models whose signs are read anew for one choice among many, the most overdue first: bounds the
+cost of a decision. The others' signs are good for one more choice."""
 
 _NEVER_S = 1e9
 _HARDLY = 1e-9
@@ -92,6 +92,17 @@ class _Expert:
     cost_s: float = 0.0
 
 
+@dataclass(slots=True, eq=False)
+class _Reading:
+    """The signs of a model, when they were read, for how long that does, and until when it has to
+    do, which is later if there was no time to read them again."""
+
+    signs: Signs
+    read_s: float
+    fresh_s: float
+    until_s: float
+
+
 class Forecast:
     """Learns from requests as they arrive; answers how soon a model is expected again."""
 
@@ -104,9 +115,7 @@ class Forecast:
         self._rhythms = Rhythms()
         self._races = Races()
         self._reload_s: dict[str, float] = {}
-        self._readings = _READINGS
-        self._known: dict[str, tuple[float, float, Signs]] = {}
-        """By model: when its signs were read, until when they may be kept, and the signs."""
+        self._known: dict[str, _Reading] = {}
         self._experts = (
             _Expert("agents", self._agents_rate),
             _Expert("recency", self._recency_rate),
@@ -120,10 +129,6 @@ class Forecast:
     def followed(self) -> str:
         """The forecaster that is followed now."""
         return self._best.name
-
-    def new_event(self) -> None:
-        """Something happened, and signs may be read again."""
-        self._readings = _READINGS
 
     def observe(
         self, agent: str, model: str, now_s: float, size: int, reload_s: float, budget: int
@@ -174,11 +179,24 @@ class Forecast:
         for expert in self._experts:
             expert.shadow_bytes -= expert.shadow.pop(model, 0)
 
+    def prepare(self, models: Collection[str], now_s: float) -> None:
+        """There is a choice among these: what is known of them is brought up to date."""
+        overdue = []
+        for model in models:
+            known = self._known.get(model)
+            if known is not None and not known.read_s <= now_s <= known.until_s:
+                overdue.append(((now_s - known.read_s) / known.fresh_s, model))
+        if len(overdue) > _READINGS:
+            overdue.sort(reverse=True)
+            for _, model in overdue[_READINGS:]:
+                self._known[model].until_s = now_s
+
     def _admit(self, expert: _Expert, model: str, size: int, budget: int, now_s: float) -> None:
         """Lets the expert's shadow load a model, in place of what the expert values least."""
         shadow = expert.shadow
         if shadow and expert.shadow_bytes + size > budget:
             if expert is self._experts[0]:
+                self.prepare(shadow, now_s)
                 self._races.start({name: self._signs(name, now_s) for name in shadow}, now_s)
             rate, reload_s, last_s = expert.rate, self._reload_s, self._last_s
             by_worth = [
@@ -205,9 +223,11 @@ class Forecast:
     def _signs(self, model: str, now_s: float) -> Signs:
         """What is known of a model, or was a moment ago, short against the expected wait."""
         known = self._known.get(model)
-        if known is not None and (known[0] <= now_s <= known[1] or self._readings <= 0):
-            return known[2]
-        self._readings -= 1
+        if known is not None and known.read_s <= now_s <= known.until_s:
+            return known.signs
+        return self._read(model, now_s).signs
+
+    def _read(self, model: str, now_s: float) -> _Reading:
         agent_rate, return_rate = self._rhythms.rates(model, now_s)
         signs = (
             log(agent_rate + _HARDLY),
@@ -217,5 +237,5 @@ class Forecast:
         )
         silent_s = now_s - self._last_s[model]
         fresh_s = max(_STALE / max(agent_rate, return_rate, _HARDLY), SAME_SILENCE * silent_s)
-        self._known[model] = (now_s, now_s + fresh_s, signs)
-        return signs
+        reading = self._known[model] = _Reading(signs, now_s, fresh_s, now_s + fresh_s)
+        return reading

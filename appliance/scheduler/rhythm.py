@@ -217,6 +217,25 @@ class _Agent:
         return self.rates_then
 
 
+class _Pair:
+    """What is known of an agent's returns to a model."""
+
+    __slots__ = ("agent", "gaps", "last_s", "rate_from_s", "rate_then", "rate_until_s")
+
+    def __init__(self, agent: _Agent) -> None:
+        self.agent, self.gaps = agent, Gaps()
+        self.last_s = self.rate_then = self.rate_from_s = 0.0
+        self.rate_until_s = -1.0
+
+    def rate(self, now_s: float) -> float:
+        """Returns per second."""
+        if not self.rate_from_s <= now_s <= self.rate_until_s:
+            silent_s = now_s - self.last_s
+            self.rate_then = self.gaps.rate(silent_s)
+            self.rate_from_s, self.rate_until_s = now_s, now_s + SAME_SILENCE * silent_s
+        return self.rate_then
+
+
 class Rhythms:
     """Both estimators over all agents."""
 
@@ -224,7 +243,7 @@ class Rhythms:
         self._agents: dict[str, _Agent] = {}
         self._everybody = _Agent()
         self._grain = grain(0.0)
-        self._pairs: dict[str, dict[str, tuple[_Agent, Gaps, list[float]]]] = {}
+        self._pairs: dict[str, dict[str, _Pair]] = {}
 
     def set_grain(self, seconds: float) -> None:
         """How far apart two times have to be to differ."""
@@ -253,14 +272,15 @@ class Rhythms:
         that used it before."""
         by_agents = by_returns = 0.0
         users = reversed(self._pairs.get(model, {}).values())
-        for asked, (agent, gaps, last) in enumerate(islice(users, _AGENTS_ASKED)):
+        for asked, pair in enumerate(islice(users, _AGENTS_ASKED)):
+            agent = pair.agent
             every, stay = agent.rates(now_s)
             if agent.last_model == model:
                 by_agents += stay
             elif every > stay:
                 by_agents += (every - stay) * _share_of_moves(agent, model)
             if asked < _RETURNS_ASKED:
-                by_returns += gaps.rate(now_s - last[0])
+                by_returns += pair.rate(now_s)
         return by_agents, by_returns
 
     def forget(self, model: str) -> None:
@@ -287,17 +307,18 @@ class Rhythms:
 
     def _observe_return(self, name: str, agent: _Agent, model: str, now_s: float) -> None:
         users = self._pairs.setdefault(model, {})
-        known = users.pop(name) if name in users else (agent, Gaps(), [now_s])
-        users[name] = known
-        _, gaps, last = known
-        if agent.uses[model] > 1:
-            gap_bin = bin_of(now_s - last[0])
-            gaps.add(gap_bin)
+        pair = users.pop(name, None)
+        if pair is None:
+            pair = _Pair(agent)
+        elif agent.uses[model] > 1:
+            gap_bin = bin_of(now_s - pair.last_s)
+            pair.gaps.add(gap_bin)
             agent.returns.add(gap_bin)
             self._everybody.returns.add(gap_bin)
-        last[0] = now_s
+        users[name] = pair
+        pair.last_s, pair.rate_until_s = now_s, -1.0
         lender = agent.returns if agent.returns.count >= _BORROWED else self._everybody.returns
-        gaps.lend(Lent(lender, 1.0, self._grain))
+        pair.gaps.lend(Lent(lender, 1.0, self._grain))
 
 
 def _share_of_moves(agent: _Agent, model: str) -> float:

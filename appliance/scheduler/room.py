@@ -189,6 +189,7 @@ def _claim(
 def _choose(
     book: Book, state: ModelState, free: Mapping[str, int], among: list[Instance], now_s: float
 ) -> tuple[Fit, list[Instance]] | None:
+    book.forecast.prepare([instance.model for instance in among], now_s)
     candidates = [
         Candidate(
             i.instance_id,
