@@ -47,7 +47,7 @@ _LOADS_LEARNING = 0.05
 _STALE = 0.1
 """Of the expected time until the next use, the part for which a forecast need not be made anew."""
 
-_READINGS = 6
+_READINGS = 4
 """Models whose signs are read anew for one choice among many, the most overdue first: bounds the
 cost of a decision. The others' signs are good for one more choice."""
 

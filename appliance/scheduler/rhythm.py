@@ -61,8 +61,6 @@ and the silence no longer matters to it."""
 _WIDTHS: list[float] = [2.0 ** ((b - 4) / 2) - start for b, start in enumerate(_STARTS)]
 _MIDDLES = [start + width / 2 for start, width in zip(_STARTS, _WIDTHS, strict=True)]
 
-_NOTHING_AFTER = [0.0] * (BINS + 1)
-
 
 def bin_of(gap_s: float) -> int:
     """The bin of a gap in seconds."""
@@ -78,11 +76,11 @@ class Grain:
 
     seconds: float
     middles: list[float]
-    """Of the bins, the longest first, each with the grain on top."""
+    """Of the bins, each with the grain on top."""
 
 
 def grain(seconds: float) -> Grain:
-    return Grain(seconds, [middle + seconds for middle in reversed(_MIDDLES)])
+    return Grain(seconds, [middle + seconds for middle in _MIDDLES])
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +90,8 @@ class Lent:
     lender: Gaps
     observations: float
     grain: Grain
+    top: int
+    """The bins from here on are empty in both."""
     unit: float = 1.0
     """What one observation of now counts."""
 
@@ -103,19 +103,32 @@ class Gaps:
     fits into memory nobody asks.
     """
 
-    __slots__ = ("_grain_s", "_lent", "_rate_after", "_weights", "_weights_after", "bins", "count")
+    __slots__ = (
+        "_grain_s",
+        "_lent",
+        "_rate_after",
+        "_weights",
+        "_weights_after",
+        "bins",
+        "count",
+        "top",
+    )
 
     def __init__(self) -> None:
         self.bins = [0.0] * BINS
         self.count = 0.0
+        self.top = 0
+        """The bins from here on are empty."""
         self._grain_s = 0.0
         self._lent: Lent | None = None
-        self._weights = self.bins
-        self._weights_after = self._rate_after = _NOTHING_AFTER
+        self._weights: list[float] = []
+        self._weights_after = self._rate_after = self._weights
 
     def add(self, gap_bin: int, weight: float = 1.0) -> None:
         self.bins[gap_bin] += weight
         self.count += weight
+        if gap_bin >= self.top:
+            self.top = gap_bin + 1
 
     def scale(self, by: float) -> None:
         """Changes the unit in which observations are counted."""
@@ -127,14 +140,15 @@ class Gaps:
         self._lent = lent
 
     def _rebuild(self, lent: Lent) -> None:
-        borrowed, grain = lent.lender, lent.grain
-        weights = self.bins
+        borrowed, grain, top = lent.lender, lent.grain, lent.top
+        weights = self.bins[:top]
         if borrowed.count > 0:
             share = lent.observations / borrowed.count
-            weights = [w + b * share for w, b in zip(weights, borrowed.bins, strict=True)]
+            weights = [w + b * share for w, b in zip(weights, borrowed.bins[:top], strict=True)]
         backwards = weights[::-1]
         after = list(accumulate(backwards, initial=_UNSEEN * lent.unit))
-        rates = list(accumulate(map(truediv, backwards, grain.middles), initial=0.0))
+        middles = reversed(grain.middles[:top])
+        rates = list(accumulate(map(truediv, backwards, middles), initial=0.0))
         after.reverse()
         rates.reverse()
         self._weights, self._weights_after, self._rate_after = weights, after, rates
@@ -147,10 +161,12 @@ class Gaps:
         """
         if self._lent is not None:
             self._rebuild(self._lent)
-        b = bin_of(silent_s)
+        b, weights = bin_of(silent_s), self._weights
+        if b >= len(weights):
+            return 0.0
         left_s = max(_STARTS[b] + _WIDTHS[b] - silent_s, 0.05 * _WIDTHS[b])
-        fraction, grain_s, weights = left_s / _WIDTHS[b], self._grain_s, self._weights
-        far = min(b + 1 + _EXACT, BINS)
+        fraction, grain_s = left_s / _WIDTHS[b], self._grain_s
+        far = min(b + 1 + _EXACT, len(weights))
         every = weights[b] * fraction / (left_s / 2 + grain_s) + self._rate_after[far]
         for near in range(b + 1, far):
             every += weights[near] / (_MIDDLES[near] - silent_s + grain_s)
@@ -163,18 +179,20 @@ class Gaps:
             self._rebuild(self._lent)
         if part._lent is not None:
             part._rebuild(part._lent)
-        b = bin_of(silent_s)
+        b, weights, inner = bin_of(silent_s), self._weights, part._weights
+        if b >= len(weights):
+            return 0.0, 0.0
         left_s = max(_STARTS[b] + _WIDTHS[b] - silent_s, 0.05 * _WIDTHS[b])
         fraction, grain_s = left_s / _WIDTHS[b], self._grain_s
         soon = fraction / (left_s / 2 + grain_s)
-        far = min(b + 1 + _EXACT, BINS)
-        every = self._weights[b] * soon + self._rate_after[far]
-        inside = part._weights[b] * soon + part._rate_after[far]
+        far = min(b + 1 + _EXACT, len(weights))
+        every = weights[b] * soon + self._rate_after[far]
+        inside = inner[b] * soon + part._rate_after[far]
         for near in range(b + 1, far):
             per_s = 1 / (_MIDDLES[near] - silent_s + grain_s)
-            every += self._weights[near] * per_s
-            inside += part._weights[near] * per_s
-        all_left = self._weights[b] * fraction + self._weights_after[b + 1]
+            every += weights[near] * per_s
+            inside += inner[near] * per_s
+        all_left = weights[b] * fraction + self._weights_after[b + 1]
         return every / all_left, min(inside, every) / all_left
 
 
@@ -263,8 +281,9 @@ class Rhythms:
         everybody, unit = self._everybody, known.unit
         stay_share = everybody.stays.count / max(everybody.gaps.count, 1.0)
         lent = _BORROWED * unit
-        known.gaps.lend(Lent(everybody.gaps, lent, self._grain, unit))
-        known.stays.lend(Lent(everybody.stays, lent * stay_share, self._grain, unit))
+        top = max(everybody.gaps.top, known.gaps.top)
+        known.gaps.lend(Lent(everybody.gaps, lent, self._grain, top, unit))
+        known.stays.lend(Lent(everybody.stays, lent * stay_share, self._grain, top, unit))
         self._observe_return(agent, known, model, now_s)
 
     def rates(self, model: str, now_s: float) -> tuple[float, float]:
@@ -318,7 +337,8 @@ class Rhythms:
         users[name] = pair
         pair.last_s, pair.rate_until_s = now_s, -1.0
         lender = agent.returns if agent.returns.count >= _BORROWED else self._everybody.returns
-        pair.gaps.lend(Lent(lender, 1.0, self._grain))
+        top = max(lender.top, pair.gaps.top)
+        pair.gaps.lend(Lent(lender, 1.0, self._grain, top))
 
 
 def _share_of_moves(agent: _Agent, model: str) -> float:
