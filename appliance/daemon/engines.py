@@ -109,6 +109,7 @@ class Engines:
             slots=placement.slots,
             gpu_layers=placement.gpu_layers,
             tensor_split=placement.tensor_split,
+            promised_bytes=tuple(placement.by_device[card] for card in placement.cards),
             kv_type=placement.kv_type.value,
             threads=entry.threads or config.gpu.cpu_threads,
             ubatch_tokens=entry.batch_tokens,

@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 
 from appliance.scheduler.policy import Policy
 
+MAX_DOUBLINGS = 4
+"""Of the pause after a start that found no room: another program may stay for hours, and each try
+costs a process; a quarter of a minute late is soon enough."""
+
 
 @dataclass(slots=True)
 class Breaker:
@@ -17,6 +21,8 @@ class Breaker:
     broken: bool = False
     retry_at_s: float = 0.0
     """No start is tried before."""
+    declines: int = 0
+    """In a row."""
 
     def crashed(self, reason: str, now_s: float) -> None:
         """Counts a crash; the third in the window opens the breaker."""
@@ -30,9 +36,14 @@ class Breaker:
         self.retry_at_s = now_s + pause_s
 
     def declined(self, reason: str, now_s: float) -> None:
-        """A start that found no room after all: tried again soon, and no crash."""
+        """A start that found no room after all: no crash, and tried again, each time later."""
         self.reason = reason
-        self.retry_at_s = now_s + self.policy.backoff_s
+        self.retry_at_s = now_s + self.policy.backoff_s * (1 << min(self.declines, MAX_DOUBLINGS))
+        self.declines += 1
+
+    def loaded(self) -> None:
+        """There was room."""
+        self.declines = 0
 
     def broke(self, reason: str) -> None:
         """The model cannot be started as configured; only a new configuration helps."""

@@ -201,6 +201,7 @@ class Core:
         )
         if state is not None and instance.spec == state.spec:
             state.measured_load(event.load_s)
+            state.breaker.loaded()
 
     def _failed(self, event: InstanceFailed, now_s: float) -> None:
         book = self._book

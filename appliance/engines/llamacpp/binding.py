@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +38,10 @@ KV_TYPES: Final = {
 MAX_SEQUENCES: Final = 256  # llama-cparams.h, LLAMA_MAX_SEQ
 ROWS_KEPT: Final = 2 * MAX_SEQUENCES
 """Views of rows of logits; a context that has moved its buffer begins anew."""
+
+GPU_DEVICE: Final = 1  # ggml-backend.h, GGML_BACKEND_DEVICE_TYPE_GPU
+LINES_KEPT: Final = 200
+"""Of the library's log: more than a load says after its tensors are laid out."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -107,11 +112,13 @@ _EXPECTED: Final[dict[str, object]] = {
 
 
 class Log:
-    """Sends the library's log lines to `write`; keep it alive as long as the library."""
+    """Sends the library's log lines to `write`; keep it alive as long as the library. `said` is
+    the last of them."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
         self._line = ""
+        self._last: deque[str] = deque(maxlen=LINES_KEPT)
         self._callback = lib.llama_log_callback(self._receive)
         lib.llama_log_set(self._callback, ctypes.c_void_p(0))
 
@@ -121,13 +128,34 @@ class Log:
         self._line += text.decode("utf-8", "replace")
         *lines, self._line = self._line.split("\n")
         for line in lines:
+            self._last.append(line)
             self._write(line)
+
+    @property
+    def said(self) -> str:
+        return "\n".join([*self._last, self._line])
 
     def flush(self) -> None:
         """Write a last line that had no newline."""
         if self._line:
             self._write(self._line)
             self._line = ""
+
+
+def free_bytes() -> dict[str, int]:
+    """Free bytes of each card that this process sees, by the library's name of it, in its order."""
+    ggml = lib.llama_cpp._lib
+    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
+    ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
+    ggml.ggml_backend_dev_name.restype = ctypes.c_char_p
+    found = {}
+    for index in range(ggml.ggml_backend_dev_count()):
+        device = ctypes.c_void_p(ggml.ggml_backend_dev_get(ctypes.c_size_t(index)))
+        if ggml.ggml_backend_dev_type(device) == GPU_DEVICE:
+            free, total = ctypes.c_size_t(), ctypes.c_size_t()
+            ggml.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+            found[ggml.ggml_backend_dev_name(device).decode()] = free.value
+    return found
 
 
 class Model:

@@ -138,6 +138,7 @@ _RAISED_BY_WORKER: dict[str, type[errors.ApplianceError]] = {
         errors.Overloaded,
         errors.EngineError,
         errors.ModelBroken,
+        errors.NoCapacity,
         errors.DeadlineExceeded,
     )
 }

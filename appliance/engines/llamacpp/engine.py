@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -16,6 +17,7 @@ from appliance.clock import new_id
 from appliance.engines.base import EngineFacts, InstanceState
 from appliance.engines.llamacpp import codec, frames
 from appliance.engines.llamacpp.params import LlamaCppParams
+from appliance.engines.llamacpp.shortage import is_shortage
 from appliance.engines.process import ChildProcess, clean_environment
 from appliance.errors import (
     ApplianceError,
@@ -23,6 +25,7 @@ from appliance.errors import (
     EngineError,
     EngineTimeout,
     ModelBroken,
+    NoCapacity,
 )
 from appliance.types import Completion, Delta, GenerateRequest, Message, ToolSpec
 from appliance.wire import native
@@ -292,7 +295,7 @@ class LlamaCppEngine:
     async def _watch_exit(self) -> None:
         assert self._child is not None
         status = await self._child.wait()
-        self._fail(_exit_reason(status))
+        self._fail(_exit_reason(status), self._died_loading(status))
 
     async def _watch_progress(self) -> None:
         """Ping an idle worker, and kill one that says nothing though it has something to do."""
@@ -313,7 +316,15 @@ class LlamaCppEngine:
                 self._child.kill()
                 return
 
-    def _fail(self, reason: str) -> None:
+    def _died_loading(self, status: int) -> type[ApplianceError]:
+        """What a death in the middle of a load says of the next try. The library aborts on some
+        refused allocations; the kernel kills whom it finds too large. Any other death is the
+        file's doing until shown otherwise."""
+        if self._params.promised_bytes and is_shortage(self.log_tail):
+            return NoCapacity
+        return EngineError if status == -signal.SIGKILL else ModelBroken
+
+    def _fail(self, reason: str, at_load: type[ApplianceError] = ModelBroken) -> None:
         """The instance is over, by itself; tell everyone who waits."""
         if self._state in (InstanceState.STOPPED, InstanceState.FAILED):
             return
@@ -322,7 +333,7 @@ class LlamaCppEngine:
         assert self._failed is not None
         if not self._ready.done():
             self._ready.set_exception(
-                ModelBroken(
+                at_load(
                     f"{self._name} could not be loaded: {reason}",
                     hint="see the log tail; is the file complete?",
                     details={"log_tail": self.log_tail},

@@ -27,6 +27,8 @@ class LlamaCppParams:
     gpu_layers: int = 0
     tensor_split: tuple[float, ...] = ()
     main_gpu: int = 0
+    promised_bytes: tuple[int, ...] = ()
+    """What may be allocated on each card that this process sees, in order; empty: not known."""
     kv_type: str = "f16"
     """Element type of K and V: f16, bf16, f32, q8_0, q5_1, q5_0, q4_1 or q4_0."""
     threads: int = 0
@@ -59,6 +61,7 @@ class LlamaCppParams:
         body["park_dir"] = None if self.park_dir is None else str(self.park_dir)
         body["adapters"] = {name: str(path) for name, path in self.adapters.items()}
         body["tensor_split"] = list(self.tensor_split)
+        body["promised_bytes"] = list(self.promised_bytes)
         body["environment"] = dict(self.environment)
         return body
 
@@ -72,5 +75,6 @@ class LlamaCppParams:
                 "park_dir": None if park_dir is None else Path(park_dir),
                 "adapters": {name: Path(path) for name, path in body["adapters"].items()},
                 "tensor_split": tuple(body["tensor_split"]),
+                "promised_bytes": tuple(body["promised_bytes"]),
             }
         )

@@ -23,6 +23,7 @@ from appliance.engines.llamacpp.binding import (
     Log,
     Model,
     check_binding,
+    free_bytes,
 )
 from appliance.engines.llamacpp.channel import Channel, Reporter
 from appliance.engines.llamacpp.embedding import Embedder
@@ -36,7 +37,8 @@ from appliance.engines.llamacpp.preparing import Preparing, Reply, Texts
 from appliance.engines.llamacpp.prompt import Preparer
 from appliance.engines.llamacpp.said import Said
 from appliance.engines.llamacpp.sequences import MemoryKind
-from appliance.errors import ModelBroken
+from appliance.engines.llamacpp.shortage import Look, is_shortage
+from appliance.errors import EngineError, ModelBroken, NoCapacity
 
 REST_AFTER_S = 3.0
 """Idle for this long, conversations are written behind, so that a crash loses none of their KV."""
@@ -126,10 +128,12 @@ class Worker:
                 self._work.submit(ready)
 
 
-def load(params: LlamaCppParams, channel: Channel) -> Loaded:
-    """Read the model and make it ready, telling the daemon how far. Raises `LoadError` or
-    `ModelBroken`."""
+def load(params: LlamaCppParams, channel: Channel, log: Log) -> Loaded:
+    """Read the model and make it ready, telling the daemon how far. Raises `LoadError`,
+    `ModelBroken` or `NoCapacity`."""
     check_binding()
+    look = Look(params.promised_bytes, free_bytes)
+    look.before_weights()
     told = -1
 
     def progress(fraction: float) -> None:
@@ -139,6 +143,7 @@ def load(params: LlamaCppParams, channel: Channel) -> Loaded:
             channel.send({"type": "loading", "progress": fraction})
 
     model = Model(params, progress)
+    look.before_cache(log.said)
     context = Context(model, params, sequence_count(params, model))
     adapters = {name: Adapter(model, path) for name, path in params.adapters.items()}
     vocab = model.vocab
@@ -201,6 +206,16 @@ def ready_frame(loaded: Loaded, load_seconds: float) -> dict[str, Any]:
     }
 
 
+def why_not(
+    error: LoadError | ModelBroken | NoCapacity, params: LlamaCppParams, log: str
+) -> EngineError | NoCapacity:
+    """What a failed load is to the daemon: a card's memory comes back, a bad file gets no better.
+    What host RAM alone refuses was asked for by the file, or would never have been placed."""
+    if isinstance(error, LoadError) and params.promised_bytes and is_shortage(log):
+        return NoCapacity(f"{error}: its memory was refused")
+    return error if isinstance(error, NoCapacity) else ModelBroken(str(error))
+
+
 def first_frame(channel: Channel) -> dict[str, Any] | None:
     """What to load; None when the daemon is gone."""
     while True:
@@ -218,10 +233,10 @@ def main() -> int:
     log = Log(lambda line: print(line, file=sys.stderr, flush=True))
     started_s = now_s()
     try:
-        loaded = load(params, channel)
-    except (LoadError, ModelBroken) as error:
+        loaded = load(params, channel, log)
+    except (LoadError, ModelBroken, NoCapacity) as error:
         log.flush()
-        channel.send({"type": "broken", "error": ModelBroken(str(error)).to_json()})
+        channel.send({"type": "broken", "error": why_not(error, params, log.said).to_json()})
         return 1
     reporter = Reporter(channel)
     preparer = Preparer(

@@ -15,7 +15,7 @@ from appliance.engines.base import InstanceState
 from appliance.engines.llamacpp.engine import LlamaCppEngine
 from appliance.engines.llamacpp.frames import FrameDecoder, FrameError, encode
 from appliance.engines.llamacpp.params import LlamaCppParams
-from appliance.errors import EngineError, EngineTimeout, ModelBroken
+from appliance.errors import ApplianceError, EngineError, EngineTimeout, ModelBroken, NoCapacity
 from appliance.types import TextDelta
 
 from . import tiny_models
@@ -82,14 +82,27 @@ async def test_a_worker_that_is_never_ready_times_out(tmp_path: Path) -> None:
         await LlamaCppEngine(params).__aenter__()
 
 
-async def test_a_worker_out_of_memory_at_load_says_what_it_said_last(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("promised", "ends", "expected"),
+    [
+        ((), "kill -9 $$", EngineError),
+        ((), "kill -6 $$", ModelBroken),
+        ((1 << 30,), "kill -6 $$", NoCapacity),
+        ((1 << 30,), "exit 1", NoCapacity),
+    ],
+)
+async def test_a_worker_out_of_memory_at_load_says_what_it_said_last(
+    tmp_path: Path, promised: tuple[int, ...], ends: str, expected: type[ApplianceError]
+) -> None:
     model = tmp_path / "m.gguf"
     model.write_bytes(b"GGUF")
     dying = tmp_path / "python"
-    dying.write_text("#!/bin/sh\necho 'ggml_backend_cuda: out of memory' >&2\nkill -9 $$\n")
+    dying.write_text(f"#!/bin/sh\necho 'ggml_backend_cuda: out of memory' >&2\n{ends}\n")
     dying.chmod(0o755)
-    with pytest.raises(ModelBroken, match="signal 9") as caught:
-        await LlamaCppEngine(LlamaCppParams(model, python=str(dying))).__aenter__()
+    params = LlamaCppParams(model, python=str(dying), promised_bytes=promised)
+    with pytest.raises(ApplianceError, match="could not be loaded") as caught:
+        await LlamaCppEngine(params).__aenter__()
+    assert type(caught.value) is expected
     assert "out of memory" in caught.value.details["log_tail"]
 
 
