@@ -157,8 +157,8 @@ def _raw(response: web.Response) -> bytes:
     return f"HTTP/1.1 {response.status} {response.reason}\r\n{head}\r\n".encode() + body
 
 
-def bind_unix(path: Path) -> socket.socket:
-    """A listening-ready unix socket at `path`, mode 0660 in a folder of mode 0750.
+def bind_unix(path: Path, mode: int = 0o660) -> socket.socket:
+    """A listening-ready unix socket at `path`, of that mode in a folder of mode 0750.
 
     Raises `Conflict` when somebody answers there, or something that is no socket is in the way:
     what we did not make we do not remove. A dead socket is replaced.
@@ -179,7 +179,7 @@ def bind_unix(path: Path) -> socket.socket:
             )
         path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    umask = os.umask(0o117)
+    umask = os.umask(0o777 & ~mode)
     try:
         listener.bind(str(path))
     except OSError as error:

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from appliance.api import bodies
+from appliance.api.listen import bind_unix
 from appliance.api.native import NativeApi
 from appliance.api.peer import Tokens
 from appliance.api.server import Server
@@ -146,7 +147,9 @@ async def run_daemon(
             lambda: _workspaces(configuration.current, paths),
             clock,
         )
-        gate = await rooms.enter_async_context(egress.gate(paths.socket.with_suffix(".gate")))
+        gate = await rooms.enter_async_context(
+            egress.gate(bind_unix(paths.socket.with_suffix(".gate"), mode=0o600))
+        )
         toolbox = await rooms.enter_async_context(
             Toolbox(
                 lambda: configuration.current,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -109,9 +110,9 @@ class Egress:
             trust_env=False,
         )
 
-    def gate(self, path: Path) -> Gate:
-        """The way out for processes in a sandbox, at a unix socket; `async with` opens it."""
-        return Gate(path, self._config, self._dialler, self._audit, self._clock)
+    def gate(self, listener: socket.socket) -> Gate:
+        """The way out for processes in a sandbox, at a bound unix socket; `async with` opens it."""
+        return Gate(listener, self._config, self._dialler, self._audit, self._clock)
 
     def _answered(self, purpose: Purpose, headers: httpx2.Headers, status: int) -> None:
         if purpose.kind != "model":

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,17 +66,18 @@ class Asked:
 
 
 class Gate:
-    """The proxy, at a unix socket of the daemon's own folder. `async with` listens and leaves."""
+    """The proxy, at a bound unix socket. `async with` listens, and leaves with the socket's file."""
 
     def __init__(
         self,
-        path: Path,
+        listener: socket.socket,
         config: Callable[[], Config],
         dialler: Dialler,
         audit: Audit,
         clock: Clock,
     ) -> None:
-        self.path = path
+        self.path = Path(listener.getsockname())
+        self._listener = listener
         self._config = config
         self._dialler = dialler
         self._audit = audit
@@ -85,15 +86,9 @@ class Gate:
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
-        self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        self.path.unlink(missing_ok=True)
-        mask = os.umask(0o177)
-        try:
-            self._server = await asyncio.start_unix_server(
-                self._serve, self.path, limit=HEAD_MAX_BYTES
-            )
-        finally:
-            os.umask(mask)
+        self._server = await asyncio.start_unix_server(
+            self._serve, sock=self._listener, limit=HEAD_MAX_BYTES
+        )
         return self
 
     async def __aexit__(

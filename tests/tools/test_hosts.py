@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.api.listen import bind_unix
 from appliance.clock import SystemClock
 from appliance.config.schema import Config
 from appliance.config.tools import McpConfig
@@ -115,7 +116,7 @@ async def opened(
     state = tmp_path / "state"
     async with (
         server,
-        egress.gate(tmp_path / "gate.sock") as gate,
+        egress.gate(bind_unix(tmp_path / "gate.sock", mode=0o600)) as gate,
         Toolbox(lambda: outside.config, state, SystemClock(), Ports(gate=gate)) as toolbox,
     ):
         outside.toolbox = toolbox
