@@ -49,7 +49,7 @@ class Control(Protocol):
 
     async def doctor(self) -> bodies.Doctor: ...
 
-    def decisions(self, subject: str | None) -> list[dict[str, Any]]: ...
+    async def decisions(self, subject: str) -> bodies.Explanation: ...
 
     async def try_route(self, agent: str, text: str) -> bodies.Explanation: ...
 
@@ -95,8 +95,8 @@ class NativeApi:
                      b.Cancelled),
             Endpoint("GET", "/api/turns/{turn}/explain", "Why a turn ran as it did", user,
                      self.explain, b.Explanation),
-            Endpoint("GET", "/api/decisions/{subject}", "Why a model was loaded or evicted", user,
-                     self.decisions, b.Explanation),
+            Endpoint("GET", "/api/decisions/{subject}", "Why models were loaded or evicted",
+                     user, self.decisions, b.Explanation),
             Endpoint("GET", "/api/approvals", "Questions to people", user, self.list_approvals,
                      b.ApprovalList, query=b.ApprovalPage),
             Endpoint("GET", "/api/approvals/{approval}", "One question", user, self.show_approval,
@@ -178,10 +178,7 @@ class NativeApi:
         return await self._control.try_route(asked.agent, asked.text)
 
     async def decisions(self, call: Call) -> bodies.Explanation:
-        subject = call.path["subject"]
-        records = self._control.decisions(None if subject == "all" else subject)
-        lines = [f"{record['kind']} {record['subject']}" for record in records]
-        return bodies.Explanation(subject=subject, lines=lines, records=records)
+        return await self._control.decisions(call.path["subject"])
 
     # --- sessions -------------------------------------------------------------------------------
 

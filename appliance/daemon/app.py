@@ -31,6 +31,7 @@ from appliance.config.schema import Config
 from appliance.daemon import systemd
 from appliance.daemon.audit import JournalAudit
 from appliance.daemon.control import Control
+from appliance.daemon.decisions import Decisions
 from appliance.daemon.doctor import run_checks
 from appliance.daemon.engines import Engines
 from appliance.daemon.outside import DaemonSecrets, EgressFetcher, EgressHttp
@@ -114,8 +115,9 @@ async def run_daemon(
         vram = VramWatch(
             prober, sizes, lambda name: _weights_of(configuration.current, name, paths, manifest)
         )
+        decisions = await rooms.enter_async_context(Decisions(journal, clock))
         scheduler = await rooms.enter_async_context(
-            Scheduler(Core(placer), engines, clock, memory=vram)
+            Scheduler(Core(placer), engines, clock, memory=vram, on_decision=decisions.take)
         )
         await scheduler.inventory_changed(device_views(prober.latest, config))
         weights = Weights(lambda: model_files(configuration.current, paths.models_dir, manifest))
@@ -232,6 +234,7 @@ async def run_daemon(
             approvals=approvals,
             places=places,
             learning=learning,
+            decisions=decisions,
             budget=purse.summary,
             checks=checks,
             servers=toolbox.servers,

@@ -13,6 +13,7 @@ from appliance.api import bodies
 from appliance.clock import Clock
 from appliance.config import diff as diffs
 from appliance.config.models import ClaudeModel, ModelConfig, leaves_machine
+from appliance.daemon.decisions import Decisions
 from appliance.daemon.reload import Configuration
 from appliance.errors import ConfigError, Conflict, NotFound
 from appliance.gpu.types import Inventory
@@ -46,6 +47,7 @@ class Control:
         approvals: Approvals,
         places: Places,
         learning: Learning,
+        decisions: Decisions,
         budget: Callable[[], Awaitable[dict[str, Any]]],
         checks: Callable[[], Awaitable[list[bodies.Check]]],
         servers: McpServers,
@@ -58,6 +60,7 @@ class Control:
         self._approvals = approvals
         self._places = places
         self._learning = learning
+        self._decisions = decisions
         self._budget = budget
         self._checks = checks
         self._servers = servers
@@ -177,12 +180,9 @@ class Control:
             )
         return bodies.Doctor(ok=all(check.ok for check in checks), checks=checks)
 
-    def decisions(self, subject: str | None) -> list[dict[str, Any]]:
-        return [
-            {"at_s": record.at_s, "kind": record.kind, "subject": record.subject,
-             "numbers": dict(record.numbers)}
-            for record in self._scheduler.decisions(subject=subject)
-        ]  # fmt: skip
+    async def decisions(self, subject: str) -> bodies.Explanation:
+        lines, records = await self._decisions.about(subject)
+        return bodies.Explanation(subject=subject, lines=lines, records=records)
 
     async def try_route(self, agent: str, text: str) -> bodies.Explanation:
         config = self._configuration.current

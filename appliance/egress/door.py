@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import httpx2
 
