@@ -127,8 +127,10 @@ class ModelInfo(ApiModel):
     context_window: int
     slots: int
     place: str = Field(description="local or cloud")
-    state: str
-    detail: str = ""
+    state: str = Field(
+        description="absent, starting, ready, draining, stopping or broken; in the cloud open or shut"
+    )
+    detail: str = Field(default="", description="Why it is broken or shut.")
     slots_free: int = 0
     waiting: int = 0
     predicted_wait_s: float = 0.0

@@ -118,9 +118,40 @@ class Control:
             for model in agent.models:
                 users.setdefault(model, []).append(name)
         return [
-            _model(name, model, capacity.models.get(name), users.get(name, []))
+            self._model(name, model, capacity.models.get(name), users.get(name, []))
             for name, model in config.models.items()
         ]
+
+    def _model(
+        self, name: str, model: ModelConfig, now: ModelCapacity | None, agents: list[str]
+    ) -> bodies.ModelInfo:
+        is_cloud = leaves_machine(model) or isinstance(model, ClaudeModel)
+        state: Mapping[str, Any] = {} if now is None else {
+            "state": now.state.value,
+            "detail": now.reason,
+            "slots": now.slots,
+            "slots_free": now.slots_free,
+            "waiting": now.waiting,
+            "predicted_wait_s": round(now.predicted_wait_s, 3),
+            "load_s": round(now.load_s, 3),
+            "tokens_per_s": now.tokens_per_s,
+            "vram_bytes": now.vram_bytes,
+            "bytes_by_device": dict(now.bytes_by_device),
+        }  # fmt: skip
+        reached: Mapping[str, Any] = {}
+        if is_cloud:
+            note = self._places.shut_note(name)
+            reached = {"state": "shut" if note else "open", "detail": note}
+        known = {"state": "unknown", "slots": model.slots}
+        return bodies.ModelInfo(
+            name=name,
+            engine=model.engine,
+            description=model.description,
+            context_window=model.context_window,
+            place="cloud" if is_cloud else "local",
+            agents=agents,
+            **{**known, **state, **reached},
+        )
 
     def agents(self) -> list[bodies.AgentInfo]:
         return [
@@ -236,34 +267,6 @@ class Control:
                 hint="appliance mcp list",
             )
         return next(entry for entry in self.mcp() if entry.name == server)
-
-
-def _model(
-    name: str, model: ModelConfig, now: ModelCapacity | None, agents: list[str]
-) -> bodies.ModelInfo:
-    is_cloud = leaves_machine(model) or isinstance(model, ClaudeModel)
-    state: Mapping[str, Any] = {} if now is None else {
-        "state": now.state.value,
-        "detail": now.reason,
-        "slots": now.slots,
-        "slots_free": now.slots_free,
-        "waiting": now.waiting,
-        "predicted_wait_s": round(now.predicted_wait_s, 3),
-        "load_s": round(now.load_s, 3),
-        "tokens_per_s": now.tokens_per_s,
-        "vram_bytes": now.vram_bytes,
-        "bytes_by_device": dict(now.bytes_by_device),
-    }  # fmt: skip
-    known = {"state": "unknown", "slots": model.slots}
-    return bodies.ModelInfo(
-        name=name,
-        engine=model.engine,
-        description=model.description,
-        context_window=model.context_window,
-        place="cloud" if is_cloud else "local",
-        agents=agents,
-        **{**known, **state},
-    )
 
 
 def _devices(inventory: Inventory, capacity: Capacity) -> list[bodies.DeviceInfo]:

@@ -144,6 +144,10 @@ class Places:
             if name in config.models
         ]
 
+    def shut_note(self, model: str) -> str:
+        """Why nothing is sent to a model of the cloud now, in words; empty when something is."""
+        return self._door.obstacle(model) or self._health.rest_note(model)
+
     def _facts(
         self,
         name: str,
