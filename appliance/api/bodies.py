@@ -128,7 +128,7 @@ class ModelInfo(ApiModel):
     slots: int
     place: str = Field(description="local or cloud")
     state: str = Field(
-        description="absent, starting, ready, draining, stopping or broken; in the cloud open or shut"
+        description="absent, starting, ready, draining, stopping, broken; in the cloud open or shut"
     )
     detail: str = Field(default="", description="Why it is broken or shut.")
     slots_free: int = 0
