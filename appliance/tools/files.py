@@ -112,9 +112,9 @@ def search_files(
     return "\n".join(found) or "(no match)"
 
 
-def keep_output(workspace: Workspace, call_id: str, data: bytes) -> str:
+def keep_output(workspace: Workspace, call_id: str, data: bytes, ending: str = ".txt") -> str:
     """Store a whole output in the workspace; returns its path, to be told to the model."""
-    path = f"{OUTPUTS_FOLDER}/{call_id}.txt"
+    path = f"{OUTPUTS_FOLDER}/{call_id}{ending}"
     _replace(workspace, path, data)
     return path
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -319,17 +318,17 @@ REAL = {
 
 
 def real_command(name: str, folder: Path) -> tuple[str, ...]:
-    """The command of a real server, from this environment or from npm's global folder; skips."""
+    """The command of a real server in this environment; skips."""
     if name in ("git", "time"):
         program = Path(sys.executable).parent / f"mcp-server-{name}"
         if not program.exists():
             pytest.skip(f"mcp-server-{name} is not installed (extra dev)")
         extra = ("--repository", str(folder)) if name == "git" else ()
         return (str(program), *extra)
-    program_name = shutil.which(f"mcp-server-{name}")
-    if program_name is None:
-        pytest.skip(f"npm install -g @modelcontextprotocol/server-{name} was not run")
-    return (program_name, str(folder)) if name == "filesystem" else (program_name,)
+    npm = Path(sys.prefix) / "mcp-servers" / "node_modules" / ".bin" / f"mcp-server-{name}"
+    if not npm.exists():
+        pytest.skip(f"{npm.name} is not installed: scripts/test.sh does it where npm is")
+    return (str(npm), str(folder)) if name == "filesystem" else (str(npm),)
 
 
 @pytest.mark.parametrize("name", list(REAL))
