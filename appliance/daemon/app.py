@@ -99,6 +99,7 @@ async def run_daemon(
         database = await rooms.enter_async_context(Database(paths.state_dir))
         journal = Journal(database, clock)
         index, approvals = Index(database), Approvals(database)
+        grants = Grants(database, journal, clock)
         prober = await rooms.enter_async_context(Prober(clock=clock, interval_s=config.gpu.poll_s))
         PROCESS_GUARD.install()
         egress = Egress(lambda: configuration.current, JournalAudit(journal), clock)
@@ -142,7 +143,7 @@ async def run_daemon(
         learning = Learning(lambda: configuration.current, database, clock)
         surroundings = Surroundings(
             lambda: configuration.current,
-            Grants(database),
+            grants,
             place_labels,
             lambda: _workspaces(configuration.current, paths),
             clock,
@@ -237,7 +238,7 @@ async def run_daemon(
             servers=toolbox.servers,
             clock=clock,
         )
-        native = NativeApi(turns, index, approvals, control)
+        native = NativeApi(turns, index, approvals, grants, control)
 
         async def apply(before: Config, after: Config, changes: tuple[diffs.Change, ...]) -> None:
             await reconfigure()
