@@ -20,6 +20,7 @@ It imports little, by design: starting must cost milliseconds, and it must not n
 packages to be whole.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -254,13 +255,20 @@ def _free_bytes(path: str) -> int:
 
 
 def _folder_bytes(path: str) -> int:
+    """What a folder takes on the disk. One so deep that no path reaches its end hides what is in
+    it, and counts as more than any bound."""
     total = 0
-    for folder, _, names in os.walk(path):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
-            except OSError:
-                continue
+    pending = [path]
+    while pending:
+        try:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return sys.maxsize
     return total
 
 
