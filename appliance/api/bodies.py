@@ -247,6 +247,21 @@ class AnswerApproval(ApiModel):
     )
 
 
+class Grant(ApiModel):
+    id: str
+    agent: str
+    tool: str
+    allow: bool = Field(description="Whether such calls run; false means never.")
+    arguments: dict[str, str] = Field(description="Patterns that all must match; empty: any call.")
+    granted_by: int
+    created_ms: int
+    revoked_ms: int | None = None
+
+
+class GrantList(ApiModel):
+    grants: list[Grant]
+
+
 class Check(ApiModel):
     name: str
     ok: bool

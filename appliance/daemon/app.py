@@ -100,6 +100,7 @@ async def run_daemon(
         database = await rooms.enter_async_context(Database(paths.state_dir))
         journal = Journal(database, clock)
         index, approvals = Index(database), Approvals(database)
+        grants = Grants(database, journal, clock)
         prober = await rooms.enter_async_context(Prober(clock=clock, interval_s=config.gpu.poll_s))
         PROCESS_GUARD.install()
         egress = Egress(lambda: configuration.current, JournalAudit(journal), clock)
@@ -144,7 +145,7 @@ async def run_daemon(
         learning = Learning(lambda: configuration.current, database, clock)
         surroundings = Surroundings(
             lambda: configuration.current,
-            Grants(database),
+            grants,
             place_labels,
             lambda: _workspaces(configuration.current, paths),
             clock,
@@ -240,7 +241,7 @@ async def run_daemon(
             servers=toolbox.servers,
             clock=clock,
         )
-        native = NativeApi(turns, index, approvals, control)
+        native = NativeApi(turns, index, approvals, grants, control)
 
         async def apply(before: Config, after: Config, changes: tuple[diffs.Change, ...]) -> None:
             await reconfigure()

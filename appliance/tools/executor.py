@@ -173,7 +173,9 @@ class Executor:
         except ApplianceError as error:
             reply = Reply(f"{error.message} {error.hint}".encode(), Label.PUBLIC, is_error=True)
         label = highest(ctx.label, reply.label)
-        return await self._shown(intent, ctx, reply.data, len(reply.data), label, reply.is_error)
+        size = len(reply.data)
+        outcome = await self._shown(intent, ctx, reply.data, size, label, reply.is_error)
+        return replace(outcome, waited_ms=reply.waited_ms)
 
     def _job(self, work: ChangeFiles | Program, intent: Intent, ctx: ToolContext) -> Job:
         config = self.config()

@@ -19,7 +19,8 @@ from appliance.tools.types import Intent
 from appliance.types import Label, highest
 
 ENTRIES_MAX = 50_000
-"""A workspace of more is taken to hold everything the rules speak of."""
+DEPTH_MAX = 64
+"""A workspace of more, or deeper, is taken to hold everything the rules speak of."""
 _BY_PATH = frozenset({"read_file", "edit_file", "list_files"})
 
 
@@ -79,7 +80,7 @@ def _files(rules: Sequence[LabelRule], workspace: Path) -> Iterator[str]:
     for folder, folders, names in os.walk(workspace):
         where = os.path.relpath(folder, workspace)
         seen += len(folders) + len(names)
-        if seen > ENTRIES_MAX:
+        if seen > ENTRIES_MAX or where.count("/") > DEPTH_MAX:
             yield from (rule.path for rule in rules if rule.path)
             return
         for name in names:

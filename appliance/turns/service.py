@@ -259,11 +259,16 @@ class Turns:
     # --- interfering ----------------------------------------------------------------------------
 
     async def cancel(self, turn_id: str, by_uid: int, reason: str = "cancelled") -> bool:
-        """Cancel a turn wherever it is. False if it had ended already."""
+        """Cancel a turn wherever it is, and those it asked of other agents. False if it had ended
+        already."""
         state = await self.turn(turn_id)
         usage = usage_to_json(state.usage)
         cancelled = ev.TurnCancelled(reason=reason, by_uid=by_uid, usage=usage)
-        return not state.is_finished and self._running.cancel(turn_id, cancelled)
+        if state.is_finished or not self._running.cancel(turn_id, cancelled):
+            return False
+        for child in self._running.children(turn_id):
+            await self.cancel(child, by_uid, "the turn that asked for it was cancelled")
+        return True
 
     async def ask_person(
         self, turn_id: str, server: str, message: str, fields: Mapping[str, Json]
@@ -334,11 +339,8 @@ class Turns:
             note=note,
         )
         answered = replace(row, status=decision, decided_by=by_uid)
-        draft = body.draft(turn.state.session_id, turn.turn_id)
         standing = self._standing(turn.state, row, decision, by_uid)
-        (event,) = await self._journal.append(
-            draft, index=(answered, turn.row_after(body), *standing), durable=True
-        )
-        self.streams.publish_event(event)
-        turn.inbox.put_nowait(event)
-        return answered
+        if await turn.decide(body, answered, *standing):
+            return answered
+        first = await self._approvals.get(row.approval_id)  # it expired, or its turn just ended
+        return first or row

@@ -204,6 +204,9 @@ class Steps:
         tuning = tuning_of(config, ready.agent)
         score = await self._learning.score(facts, targets)
         decision = decided(facts, targets, score, self._chance.random(), tuning)
+        if _shut_for_images(decision.outcome) and not ready.asks_with_images:
+            facts = replace(facts, needs_images=False)
+            decision = decided(facts, targets, score, self._chance.random(), tuning)
         if _forecast_alone_shuts(decision.outcome):
             # Only a tokenizer knows what fits, and only time tells what is late: rather try.
             facts = replace(facts, prompt_tokens=0, max_output_tokens=0, time_left_s=None)
@@ -308,6 +311,13 @@ def _forecast_alone_shuts(outcome: Route | NoRoute) -> bool:
     return isinstance(outcome, NoRoute) and any(
         each.rejections and set(each.rejections) <= {Rejection.WINDOW, Rejection.DEADLINE}
         for each in outcome.candidates
+    )
+
+
+def _shut_for_images(outcome: Route | NoRoute) -> bool:
+    """No target is open, and some would be if they could read images or if those were not."""
+    return isinstance(outcome, NoRoute) and any(
+        Rejection.IMAGES in each.rejections for each in outcome.candidates
     )
 
 
