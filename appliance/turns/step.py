@@ -145,7 +145,8 @@ class Steps:
                     raise
                 last_error = error
                 await turn.append(_attempt_failed(move.step, attempt, target, error))
-                await self._after(error, target, tries[target], ready)
+                elsewhere = _has_elsewhere(decision.outcome, self._config())
+                await self._after(error, target, tries[target], ready, elsewhere)
                 continue
             verdict = self._judge(ready, decision, done)
             if isinstance(verdict, Escalate) and not escalated:
@@ -221,7 +222,14 @@ class Steps:
 
     # --- after an attempt -----------------------------------------------------------------------
 
-    async def _after(self, error: ApplianceError, target: str, tries: _Tries, ready: Ready) -> None:
+    async def _after(
+        self,
+        error: ApplianceError,
+        target: str,
+        tries: _Tries,
+        ready: Ready,
+        has_elsewhere: bool,
+    ) -> None:
         """Count a failure of a target, and wait where it is tried again."""
         if isinstance(error, Preempted):
             return
@@ -248,6 +256,7 @@ class Steps:
                 retry_after_s=error.retry_after_s,
                 should_retry=details.get("should_retry"),
                 time_left_s=ready.deadline_s - self._clock.monotonic(),
+                has_elsewhere=has_elsewhere,
             ),
             self._health.budget(provider),
             self._chance.random(),
@@ -301,6 +310,14 @@ def _taken(facts: StepFacts, decision: Decision) -> Taken:
     assert isinstance(decision.outcome, Route)
     target = next(each for each in decision.targets if each.name == decision.outcome.target)
     return Taken(facts, target, decision.outcome.propensity)
+
+
+def _has_elsewhere(route: Route, config: Config) -> bool:
+    """Whether a place other than the provider just asked is open to the step."""
+    models = [config.models.get(each.target) for each in route.candidates if each.is_open]
+    asked = config.models.get(route.target)
+    providers = {provider_of(model) for model in (*models, asked) if model is not None}
+    return len(providers) > 1
 
 
 def _forecast_alone_shuts(outcome: Route | NoRoute) -> bool:
