@@ -27,6 +27,13 @@ class Tally:
     output_tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What an answer on tape says is due for its call; None for nothing, since it was refused."""
+
+    usage: Usage | None
+
+
 def tallied(before: Tally, usage: Mapping[str, Any]) -> Tally:
     """The tally after a `usage` object; its counts are cumulative, absent ones stay."""
 
