@@ -50,11 +50,11 @@ class Failure(StrEnum):
     THROTTLED = "throttled"
     """429: our rate."""
     SPENT = "spent"
-    """402, or a 429 that says a spending limit is reached: time does not help."""
+    """402, a 429 that says a spending limit is reached, no credit left: time does not help."""
     DENIED = "denied"
     """401, 403: the key or the right."""
     OURS = "ours"
-    """400, 404, 413, 422: the request itself."""
+    """400, 404, 413, 422, a redirect: the request itself, or where it was sent."""
 
     @property
     def is_retryable(self) -> bool:
@@ -97,7 +97,7 @@ _BY_BODY_TYPE = {
     "timeout_error": Failure.TRANSIENT,
 }
 
-_SPENT_CODES = frozenset({"enforced_spend_limit_reached"})
+_SPENT_CODES = frozenset({"enforced_spend_limit_reached", "credit_balance_too_low"})
 
 
 def classify(
@@ -107,6 +107,8 @@ def classify(
     type, and `status` None (no answer at all: refused, reset, timed out, cut) is transient."""
     if error_code in _SPENT_CODES:
         return Failure.SPENT
+    if status is not None and 300 <= status < 400:
+        return Failure.OURS
     if status is None or status < 400:
         return _BY_BODY_TYPE.get(body_type or "", Failure.TRANSIENT)
     if status in _BY_STATUS:

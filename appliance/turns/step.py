@@ -215,7 +215,11 @@ class Steps:
         self, turn: LiveTurn, ready: Ready, target: str, attempt: int, tries: _Tries
     ) -> Completion:
         self._health.started(target)
-        done = await self._attempts.make(turn, ready, target, attempt)
+        try:
+            done = await self._attempts.make(turn, ready, target, attempt)
+        except BaseException:
+            self._health.ended(target)
+            raise
         provider = provider_of(self._config().models[target])
         self._health.succeeded(target, provider, tries.refund)
         return done

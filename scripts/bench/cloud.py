@@ -6,8 +6,8 @@ Three runs against the stand-in Claude of the test suite, each with a daemon of 
   calls faulted; a turn ends right when its answer is whole, from either side;
 - canaries: `--workflows` workflows of private, public and mixed agents with faults, follow-ups and
   fall-backs; the private ones carry canaries, searched for in every byte the stand-in was sent;
-- kills: `--kills` times kill -9 with charges in flight, then the ledger against its bill, in sum and
-  call by call;
+- kills: `--kills` times kill -9 with charges in flight, then the ledger against its bill, in sum
+  and call by call;
 - cap: 200 turns at once under a cap they would pass.
 
 `--json` prints one flat object as the last line.

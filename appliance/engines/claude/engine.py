@@ -1,8 +1,8 @@
 """Engine claude: see `engines.base.Engine`. One attempt a call; retrying is `turns.step`'s.
 
-The anthropic SDK builds and sends the request and splits the event stream; what the events mean is
-read by `reader`, because the SDK takes a cut stream for a finished one. It is kept from what it
-would do by itself: its retries (each is billed anew), the environment's proxies, headers, profiles
+The anthropic SDK builds and sends the request; the stream is split by `provider.sse` and read by
+`reader`, because the SDK takes a cut stream for a finished one. It is kept from what it would do by
+itself: its retries (each is billed anew), the environment's proxies, headers, profiles
 and base URL, telemetry headers, tracing.
 
 Money is told of as soon as it is known (`Meter`): the prompt's guessed cost before it is sent, the
@@ -37,6 +37,7 @@ from appliance.engines.provider.bill import Due, Tally, usage_of
 from appliance.engines.provider.faults import Stage
 from appliance.engines.provider.meter import Meter
 from appliance.engines.provider.patience import Patience, Waiting
+from appliance.engines.provider.sse import server_events
 from appliance.errors import ApplianceError, BadRequest, EngineError, EngineTimeout
 from appliance.types import (
     Completion,
@@ -256,13 +257,13 @@ class ClaudeEngine:
     ) -> AsyncIterator[dict[str, Any]]:
         """The stream's events as JSON, pings left out. A ping proves a connection, not progress,
         so it does not put off the deadline of the next token."""
-        events = AsyncStream.raw_events(response).__aiter__()
+        events = server_events(response.aiter_bytes())
         while True:
             stage, wait_s = waiting.next(Stage.NEXT_TOKEN)
             try:
                 async with asyncio.timeout(wait_s):
                     event = await anext(events)
-                value = json.loads(event.data) if event.data and event.event != "ping" else None
+                value = None if event.kind == "ping" else json.loads(event.data)
             except StopAsyncIteration:
                 return
             except TimeoutError as error:
@@ -270,7 +271,7 @@ class ClaudeEngine:
             except (httpx2.HTTPError, OSError) as error:
                 how = str(error) or type(error).__name__
                 raise faults.cut(self._name, how, _request_id(response)) from error
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise faults.malformed(self._name, str(error), _request_id(response)) from error
             if value is not None:
                 yield value
@@ -343,9 +344,9 @@ async def due(response: httpx2.Response, prices: Prices) -> Due | None:
     if response.status_code != 200:
         return Due(None)
     reader = Reader({}, Label.PUBLIC, lambda: "")
-    with suppress(Malformed, StreamError, ValueError, httpx2.HTTPError):
-        async for event in AsyncStream.raw_events(response):
-            if event.data and event.event != "ping":
+    with suppress(Malformed, StreamError, ValueError, RecursionError, httpx2.HTTPError):
+        async for event in server_events(response.aiter_bytes()):
+            if event.kind != "ping":
                 reader.take(json.loads(event.data))
     return Due(usage_of(_so_far(reader), prices)) if reader.has_begun else None
 
