@@ -31,6 +31,7 @@ from appliance.router.explain import explain, explain_verdict
 from appliance.router.record import Decision, decided, decision_to_json
 from appliance.router.types import NoRoute, Place, Rejection, Route, StepFacts
 from appliance.router.verify import AnswerFacts, Escalate, Keep, judge
+from appliance.tools import labels
 from appliance.turns import events as ev
 from appliance.turns.attempt import Attempts, Preempted
 from appliance.turns.learning import Learning, Taken
@@ -132,6 +133,7 @@ class Steps:
         last_error: ApplianceError | None = None
         escalated = False
         for attempt in range(move.attempt, move.attempt + ATTEMPTS_MAX):
+            ready = self._as_sensitive_as_now(ready)
             given_up = frozenset(name for name, each in tries.items() if each.is_over)
             facts, decision = await self._decide(ready, given_up, escalated)
             if isinstance(decision.outcome, NoRoute):
@@ -193,6 +195,14 @@ class Steps:
             left=left,
             deadline_s=self._clock.monotonic() + left.turn_s,
         )
+
+    def _as_sensitive_as_now(self, ready: Ready) -> Ready:
+        """With what the configuration has come to call sensitive since things were said: read at
+        each attempt, so that one after an edit does not send what the edit was to keep here."""
+        config = self._config()
+        agent = config.agents.get(ready.agent_name, ready.agent)
+        since = highest(agent.label, labels.of_calls(config, ready.messages))
+        return replace(ready, label=highest(ready.label, since))
 
     async def _decide(
         self, ready: Ready, given_up: frozenset[str], escalated: bool
