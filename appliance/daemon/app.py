@@ -44,8 +44,10 @@ from appliance.daemon.ports import (
 )
 from appliance.daemon.reload import Configuration
 from appliance.daemon.sizes import Sizes
+from appliance.daemon.tapes import Tapes
 from appliance.daemon.vram import VramWatch
 from appliance.daemon.weights import Weights
+from appliance.egress.courier.courier import Courier
 from appliance.egress.door import Egress
 from appliance.egress.guard import PROCESS_GUARD
 from appliance.gpu.calibration import Calibration
@@ -103,9 +105,15 @@ async def run_daemon(
         grants = Grants(database, journal, clock)
         prober = await rooms.enter_async_context(Prober(clock=clock, interval_s=config.gpu.poll_s))
         PROCESS_GUARD.install()
-        egress = Egress(lambda: configuration.current, JournalAudit(journal), clock)
+        courier = await rooms.enter_async_context(Courier(paths.state_dir / "tapes"))
+        if config.network.air_gap:
+            await courier.cut()
+        egress = Egress(
+            lambda: configuration.current, JournalAudit(journal), clock, courier=courier
+        )
+        tapes = Tapes(courier, lambda: configuration.current)
         purse = await rooms.enter_async_context(
-            Budgets(lambda: configuration.current, journal, Ledger(database), clock)
+            Budgets(lambda: configuration.current, journal, Ledger(database), clock, tapes)
         )
         engines = Engines(lambda: configuration.current, paths, manifest, egress, purse, clock)
         placer = MemoryPlacer(
@@ -244,7 +252,13 @@ async def run_daemon(
         native = NativeApi(turns, index, approvals, grants, control)
 
         async def apply(before: Config, after: Config, changes: tuple[diffs.Change, ...]) -> None:
+            if after.network.air_gap and not before.network.air_gap:
+                await courier.cut()
             await reconfigure()
+
+        async def settle_left() -> None:
+            await purse.settle_left()
+            await courier.tidy()
 
         configuration.on_change(apply)
         background = await rooms.enter_async_context(asyncio.TaskGroup())
@@ -274,6 +288,7 @@ async def run_daemon(
                 _tell_inventory(prober, scheduler, configuration, vram), name="gpu"
             ),
             background.create_task(systemd.feed_watchdog(is_alive), name="watchdog"),
+            background.create_task(settle_left(), name="tapes"),
         ]
         asyncio.get_running_loop().add_signal_handler(
             signal.SIGHUP, lambda: background.create_task(configuration.reload_quietly())

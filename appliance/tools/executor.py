@@ -157,7 +157,11 @@ class Executor:
         text = shown.text
         if shown.is_cut and not shown.is_binary:
             text += "\nRead the part left out with first_line and lines, or name a deeper folder."
-        return _outcome(intent, text, ctx.label, is_cut=shown.is_cut)
+        label = ctx.label
+        if intent.tool == "list_files":
+            named = labels.of_names(self.config().labels, data.decode("utf-8", "replace"))
+            label = highest(label, named)
+        return _outcome(intent, text, label, is_cut=shown.is_cut)
 
     async def _request(self, work: Request, intent: Intent, ctx: ToolContext) -> ToolOutcome:
         left_s = REQUEST_MAX_S

@@ -159,6 +159,7 @@ class Turns:
             request.label or Label.PUBLIC,
             request.message.label,
             config.agents[request.agent].label,
+            await self._least_label(session.session_id),
         )
         accepted = ev.TurnAccepted(
             agent=request.agent,
@@ -202,6 +203,11 @@ class Turns:
             title = " ".join(request.message.text.split())[:80]
             return await self.create_session(request.agent, request.owner_uid, title, request.label)
         return await self.session(request.session_id)
+
+    async def _least_label(self, session_id: str) -> Label:
+        """What the session was said to be when it was made."""
+        made = await self._journal.read(session_id, kinds=["session.created"], limit=1)
+        return highest(Label.PUBLIC, *(Label(event.body.get("label", "public")) for event in made))
 
     def _agent_config(self, agent: str) -> Config:
         config = self._config()
