@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from appliance.config.agents import AgentConfig
 from appliance.config.schema import Config
+from appliance.router.tools import tool_shape
 from appliance.router.types import Policy, StepFacts, Tuning, bounded_text
 from appliance.turns.limits import Left
 from appliance.turns.prompt import estimate_tokens, in_words
@@ -103,6 +104,7 @@ def step_facts(
         needs_images=any(map(has_image, ready.messages)),
         n_tools=len(ready.tools),
         tool_names=tuple(tool.name for tool in ready.tools),
+        tool_shape=tool_shape((tool.description, tool.input_schema) for tool in ready.tools),
         last_tool=last.calls[-1].call.name if last and last.calls else None,
         last_tool_failed=any(result.is_error for result in results),
         failures_in_a_row=failures_in_a_row(state),
