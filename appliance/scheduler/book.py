@@ -16,6 +16,7 @@ from appliance.scheduler.instances import Claim, Instance, ModelState
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.policy import Policy
 from appliance.scheduler.values import (
+    DEFAULT_WEIGHT,
     AgentSpec,
     DeviceView,
     Effect,
@@ -27,6 +28,19 @@ from appliance.scheduler.values import (
 )
 from appliance.scheduler.waiting import WaitingQueue
 from appliance.types import Json
+
+
+@dataclass(frozen=True, slots=True)
+class Contention:
+    """The weight of the agents who wait for a place, and how many models they wait for."""
+
+    weight: float
+    models: int
+
+    def share(self, weight: float) -> float:
+        """What is due to those who have the place and weigh so much; an agent's weight at least."""
+        weight = max(weight, DEFAULT_WEIGHT)
+        return weight / (weight + self.weight)
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +75,11 @@ class Book:
     wanted: tuple[ModelState, ...] = ()
     """The models to be loaded without being asked for."""
     _ready: tuple[Instance, ...] | None = None
+    _contention: Contention | None = None
+
+    def begin(self) -> None:
+        """An event comes in."""
+        self.effects, self._contention = [], None
 
     def fresh(self, prefix: str) -> str:
         self.next_id += 1
@@ -165,6 +184,18 @@ class Book:
         """The model is neither loaded nor loading, nor is room being made, and it may be tried."""
         served = state.current is not None or state.claim is not None
         return not served and state.breaker.retry_at_s <= now_s
+
+    def contention(self) -> Contention:
+        """Who waits for a model that has no place, as the event found it."""
+        if self._contention is None:
+            models = self.models
+            weights = [
+                line.weight
+                for name, line in self.queue.lines.items()
+                if models[name].current is None
+            ]
+            self._contention = Contention(sum(weights), len(weights))
+        return self._contention
 
     def can_be_delayed(self, model: str, now_s: float) -> bool:
         """Grants to others may still put off the load of this model: it has no claim, or one whose
