@@ -74,6 +74,8 @@ class Book:
     """Of the instances those that load, and those that are to go or go, by id."""
     wanted: tuple[ModelState, ...] = ()
     """The models to be loaded without being asked for."""
+    _claimed: int = 0
+    _open: tuple[int, dict[str, int]] = (-1, {})
     _ready: tuple[Instance, ...] | None = None
     _contention: Contention | None = None
 
@@ -163,6 +165,7 @@ class Book:
             del self.claiming[state.spec.name]
             self.doubted = True
         state.claim = claim
+        self._claimed += 1
 
     def claims(self) -> Iterator[Claim]:
         """Whose bytes are spoken for, the oldest claim first."""
@@ -184,6 +187,24 @@ class Book:
         """The model is neither loaded nor loading, nor is room being made, and it may be tried."""
         served = state.current is not None or state.claim is not None
         return not served and state.breaker.retry_at_s <= now_s
+
+    @property
+    def room(self) -> int:
+        """Rises whenever anything changes what fits into free bytes."""
+        return self.ledger.changes + self._claimed
+
+    def open_free(self) -> dict[str, int]:
+        """Free bytes per device less what outstanding claims count on. Not to be changed."""
+        known, free = self._open
+        if known != self.room:
+            free = self.ledger.all_free()
+            for claim in self.claims():
+                victims = [self.ledger.held_by(victim) for victim in claim.victims]
+                for device, need in claim.fit.bytes_by_device.items():
+                    coming = sum(held.get(device, 0) for held in victims)
+                    free[device] = max(free.get(device, 0) - max(need - coming, 0), 0)
+            self._open = (self.room, free)
+        return free
 
     def contention(self) -> Contention:
         """Who waits for a model that has no place, as the event found it."""

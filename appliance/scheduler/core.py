@@ -288,7 +288,7 @@ class Core:
         if state.spec.fingerprint != spec.fingerprint:
             self._retire(state, "its configuration changed", now_s)
             state.breaker = Breaker(book.policy)
-        state.spec = spec
+        state.spec, state.misfit_room = spec, -1
         if state.current is not None:
             state.current.spec = spec
 

@@ -108,6 +108,8 @@ class ModelState:
     checked_epoch: int = -1
     misfit: str = ""
     """Why it could not even be loaded alone, when last checked; empty if it could."""
+    misfit_room: int = -1
+    """`Book.room` when it did not fit into free bytes."""
     current: Instance | None = None
     """The instance that is starting or ready; leaving ones are in `Book.instances` alone."""
     claim: Claim | None = None

@@ -28,22 +28,25 @@ from appliance.types import Priority
 def places(
     book: Book, state: ModelState, oldest: Waiting, now_s: float
 ) -> tuple[list[Instance], list[Instance]]:
-    """The instances whose place may ever be taken for this waiter, and those who may go now."""
-    ready, idle = [], []
+    """The idle instances that may go now, and the others whose place may ever be taken for this
+    waiter."""
+    idle: list[Instance] = []
+    busy: list[Instance] = []
     lines, seq = book.queue.lines, oldest.seq
     for instance in book.ready():
         if instance.spec.pinned:
             continue
         line = lines.get(instance.model)
         if line is None:
-            ready.append(instance)
-            if not instance.leases:
-                idle.append(instance)
+            (busy if instance.leases else idle).append(instance)
         elif line.oldest.seq > seq:
-            ready.append(instance)
-    if idle and _is_held(book, oldest):
-        idle = []
-    return ready, [i for i in idle if not _is_between_steps(book, state, i, oldest, now_s)]
+            busy.append(instance)
+    if not idle:
+        return idle, busy
+    if _is_held(book, oldest):
+        return [], busy + idle
+    held = [i for i in idle if _is_between_steps(book, state, i, oldest, now_s)]
+    return [i for i in idle if i not in held], busy + held
 
 
 def _is_held(book: Book, oldest: Waiting) -> bool:
@@ -78,20 +81,21 @@ def _work_elsewhere(book: Book) -> bool:
     return bool(book.starting or book.claiming)
 
 
-def turn_may_have_come(
-    book: Book, state: ModelState, ready: list[Instance], oldest: Waiting, now_s: float
-) -> bool:
-    """The turn has come for one victim at least, without whom it has come for no set of them: all
-    of a set have to be worth it, and its cost is the sum. Spares choosing them."""
+def turns_over(
+    book: Book, state: ModelState, busy: list[Instance], oldest: Waiting, now_s: float
+) -> list[Instance]:
+    """Those of them whose place may be taken now. A set of them need not be worth it together."""
     if book.queue.is_due(oldest):
-        return True
+        return busy
     if book.policy.wait_for_dry:
-        return False
+        return []
     first = book.queue.first(state.spec.name)
     assert first is not None
-    if any(_outranks(book, first, [victim]) for victim in ready):
-        return True
-    return any(_is_turn_over(book, state, [victim], oldest, now_s) for victim in ready)
+    return [
+        victim
+        for victim in busy
+        if _outranks(book, first, [victim]) or _is_turn_over(book, state, [victim], oldest, now_s)
+    ]
 
 
 def turn_has_come(
