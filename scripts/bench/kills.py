@@ -235,7 +235,7 @@ async def until_killed(
     tasks = [asyncio.create_task(starting()), asyncio.create_task(answering(daemon, count))]
     await asyncio.sleep(chance.uniform(0.05, UP_S_MAX))
     if options.with_runner:
-        count.runner_kills += kill_runners(daemon.home)
+        count.runner_kills += kill_runners(daemon)
     daemon.kill()
     await daemon.process.wait()
     for task in tasks:
@@ -257,20 +257,23 @@ async def answering(daemon: Daemon, count: Count) -> None:
         await asyncio.sleep(0.05)
 
 
-def kill_runners(home: Path) -> int:
-    """SIGKILL the tool runners of this home, found by the calls folder in their command line."""
+def kill_runners(daemon: Daemon) -> int:
+    """SIGKILL the tool runners of this daemon, found by the calls folder in their command line,
+    and the starter that forks them, which is its child and not counted."""
     killed = 0
+    calls = str(daemon.home / "state" / "calls").encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             command = (entry / "cmdline").read_bytes()
-        except OSError:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
             continue
-        if b"runner" in command and str(home / "state").encode() in command:
+        if b"/appliance/tools/" in command and calls in command:
             try:
                 os.kill(int(entry.name), signal.SIGKILL)
-                killed += 1
+                killed += b"starter" not in command or parent != daemon.process.pid
             except ProcessLookupError:
                 continue
     return killed

@@ -40,6 +40,7 @@ async def test_nothing_is_repeated_silently_when_runners_die_with_the_daemon() -
     assert (figures["lost"], figures["twice"]) == (0, 0)
     assert figures["done"] + figures["in_doubt"] + figures["cancelled"] == figures["accepted"]
     assert (figures["in_doubt_unlisted"], figures["cancellations_lost"]) == (0, 0)
+    assert figures["runner_kills"] > 0
 
 
 @pytest.mark.slow
