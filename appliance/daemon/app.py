@@ -167,7 +167,7 @@ async def run_daemon(
                 paths.state_dir,
                 clock,
                 Ports(
-                    delegate=TurnDelegate(lambda: turns),
+                    delegate=TurnDelegate(lambda: turns, lambda: configuration.current, clock),
                     elicitor=TurnElicitor(lambda: turns),
                     sampler=TurnSampler(lambda: turns, lambda: configuration.current, clock),
                     notes=AgentNotes(JournalNotes(journal)),
