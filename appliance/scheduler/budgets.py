@@ -400,6 +400,13 @@ class Budgets:
             await self._close(tuple(rows), due, assumed=is_guess)
 
     async def _settle_left(self, name: str, rows: tuple[SpendRow, ...], heard: _Heard) -> None:
+        """What cannot be settled now, on a full disk say, is settled after the next start."""
+        try:
+            await self._settle_from_tape(name, rows, heard)
+        except (ApplianceError, OSError) as error:
+            log.warning("the call of turn %s stays promised: %s", rows[0].turn, error)
+
+    async def _settle_from_tape(self, name: str, rows: tuple[SpendRow, ...], heard: _Heard) -> None:
         told = await self._tapes.due(name)
         if told is not None:
             due = None if told.usage is None else _amounts(told.usage)
