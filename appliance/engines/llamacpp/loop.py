@@ -84,8 +84,11 @@ class Loop:
 
     def step(self) -> None:
         """At most one decode."""
-        self._expire()
+        now = now_s()
+        self._expire(now)
         self._admit()
+        if self._running:
+            self._cache.thin_out(now)
         plan = plan_step(
             [self._runnable(g) for g in self._running.values()],
             self._pace.limits(self._step_tokens),
@@ -161,8 +164,7 @@ class Loop:
             adapter=generation.request.adapter,
         )
 
-    def _expire(self) -> None:
-        now = now_s()
+    def _expire(self, now: float) -> None:
         for generation in [*self._waiting, *self._running.values()]:
             deadline_s = generation.request.deadline_s
             if deadline_s is not None and now > deadline_s:
@@ -273,7 +275,8 @@ class Loop:
         """Free the slot; what is in the cache stays for whoever shares its beginning."""
         del self._running[generation.sequence]
         self._is_crowded = False
-        self._cache.release(generation.sequence, generation.tokens[: generation.n_past])
+        tokens = generation.tokens[: generation.n_past]
+        self._cache.release(generation.sequence, tokens, now_s())
         if generation.sampler is not None:
             generation.sampler.close()
             generation.sampler = None
@@ -300,6 +303,6 @@ class Loop:
         become idle ones, which the next `_make_room` parks."""
         self._is_crowded = True
         del self._running[victim.sequence]
-        self._cache.release(victim.sequence, victim.tokens[: victim.n_past])
+        self._cache.release(victim.sequence, victim.tokens[: victim.n_past], now_s())
         victim.sequence, victim.n_past = -1, 0
         self._waiting.append(victim)
