@@ -1,8 +1,8 @@
 """Server-sent events: one JSON object an event, heartbeats, and a deadline for slow readers.
 
 A stream sends hundreds of events a second beside a model that needs every core, so events that are
-there at once cost one write, and none a task or timer of its own. One watcher a stream looks after what is rare: a quiet
-stream gets a heartbeat, and a reader that takes nothing is cut off.
+there at once cost one write, and none a task or timer of its own. One watcher a stream looks after
+what is rare: a quiet stream gets a heartbeat, and a reader that takes nothing is cut off.
 """
 
 from __future__ import annotations

@@ -113,7 +113,10 @@ class Loop:
             self._pace = self._pace.seen(tokens, now_s() - started_s)
         self._advance(plan)
         for generation, index in outputs:
-            self._draw(generation, index)
+            try:
+                self._draw(generation, index)
+            except Exception as error:  # the wall of one answer: the others go on
+                self._fail(generation, _as_ours(error))
 
     def close(self) -> None:
         """Stop all, keep (parked) what they had computed."""
@@ -306,3 +309,10 @@ class Loop:
         self._cache.release(victim.sequence, victim.tokens[: victim.n_past], now_s())
         victim.sequence, victim.n_past = -1, 0
         self._waiting.append(victim)
+
+
+def _as_ours(error: Exception) -> ApplianceError:
+    if isinstance(error, ApplianceError):
+        return error
+    log.exception("an answer failed unexpectedly")
+    return EngineError(f"unexpected failure while an answer was made: {error!r}")
