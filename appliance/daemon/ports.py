@@ -60,8 +60,9 @@ class TurnDelegate:
             return Answer(error.message, ctx.label, is_error=True)
         child = await turns.turn(started.turn_id)
         if child.status is TurnStatus.DONE:
-            return Answer(child.text, child.label)
-        return Answer(str(child.error.get("message", "")), child.label, is_error=True)
+            return Answer(child.text, child.label, waited_ms=child.waited_ms)
+        message = str(child.error.get("message", ""))
+        return Answer(message, child.label, is_error=True, waited_ms=child.waited_ms)
 
 
 class TurnElicitor:
@@ -128,7 +129,7 @@ class TurnSampler:
         """Raises `LimitReached` where nothing is left."""
         accepted = parent.accepted
         own = tightened(self._config().limits_of(accepted.agent), accepted.limits)
-        left = check(parent, own, (self._clock.wall_ms() - parent.accepted_ms) / 1000)
+        left = check(parent, own, parent.elapsed_s(self._clock.wall_ms()))
         return LimitOverrides(
             steps_max=1,
             output_tokens_max=max(1, min(max_tokens, left.output_tokens)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from appliance.router.types import Candidate, NoRoute, Place, Reason, Rejection, Route
-from appliance.router.verify import Escalate, EscalationReason, Keep
+from appliance.router.verify import EscalationReason, Judgement, Keep
 
 _WHY_OUT = {
     Rejection.POLICY: "the agent's policy rules it out",
@@ -61,15 +61,31 @@ def explain(found: Route | NoRoute) -> list[str]:
     return lines
 
 
-def explain_verdict(verdict: Keep | Escalate) -> str:
-    """What was made of a finished local answer."""
+def explain_judgement(judgement: Judgement) -> str:
+    """What was made of a finished answer, and what of it counted."""
+    verdict = judgement.verdict
     if isinstance(verdict, Keep):
-        return f"The local answer was kept: {verdict.p_right:.0%} likely to be right."
+        return f"The answer was kept: {verdict.p_right:.0%} likely to be right{_moved(judgement)}."
     text = f"The local answer was handed to the cloud: {_WHY_ESCALATED[verdict.reason]}"
     if verdict.reason is not EscalationReason.UNLIKELY:
         return text + "."
     gain, cost = money(verdict.gain_micro_usd), money(verdict.cost_micro_usd)
-    return f"{text} ({verdict.p_right:.0%}); another was expected to gain {gain} for {cost}."
+    return (
+        f"{text} ({verdict.p_right:.0%}{_moved(judgement)}); "
+        f"another was expected to gain {gain} for {cost}."
+    )
+
+
+def _moved(judgement: Judgement) -> str:
+    """How the answer changed what was expected, by the signs that counted a point or more."""
+    if not judgement.because:
+        return ""
+    found = sorted(judgement.because.items(), key=lambda each: -abs(each[1]))
+    told = [f"{name} {100 * moved:+.0f}" for name, moved in found if abs(moved) >= 0.01]
+    points = f"; in points: {', '.join(told)}" if told else ""
+    twice = ", two samples" if judgement.answer.was_sampled_again else ""
+    version = judgement.params_version
+    return f" (expected {judgement.expected:.0%} before it{twice}{points}; score {version})"
 
 
 def money(micro_usd: float) -> str:

@@ -20,11 +20,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from appliance.router.tools import MOST_REQUIRED, TOOL_CHARS, TOOL_NAMES, TOOL_SIZE
+
 Floats = NDArray[np.float32]
 
 SKETCH_SIZE = 256
 _BITS = 8
-_TOOLS_MARK = "\n\n[TOOLS]\n"
 _MULTIPLIER: Final = 0x9E3779B97F4A7C15
 _MIX: Final = 0xD6E8FEB86659FD93
 _MAX_WORD = 24
@@ -102,10 +103,11 @@ SHAPE_NAMES = (
     "option_chars", "option_spread", "option_digits", "long_words", "percent", "latex", "equals",
     "upper", "questions", "blank", "ends_colon", "distinct", "money", "decimals", "big_numbers",
     "option_overlap", "option_repeats", "commas", "code", "non_ascii", "lines", "digits_share",
-    *_CUES, "tools", "tool_chars", "parameters", "required", "choices", "lists", "objects",
-    "optional", "asked_joined", "asked_numbers", "asked_parts",
+    *_CUES, *TOOL_NAMES, "asked_joined", "asked_numbers", "asked_parts", "asked_quotes",
+    "asked_names", "asked_surplus",
 )  # fmt: skip
 SHAPE_SIZE = len(SHAPE_NAMES)
+_ASKED_SIZE: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +119,8 @@ class TextFeatures:
     sketch: Floats
 
 
-def read(text: str, tools: str = "") -> TextFeatures:
-    """Features of a user's text and of the tool schemas beside it (one JSON object a line)."""
-    if not tools and _TOOLS_MARK in text:
-        text, tools = text.split(_TOOLS_MARK, 1)
+def read(text: str, tools: tuple[float, ...] = ()) -> TextFeatures:
+    """Features of a user's text and of the tools beside it (`tools.tool_shape`)."""
     raw = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
     data = np.frombuffer(text.lower().encode("utf-8", "replace"), np.uint8)
     starts, ends = _word_bounds(data)
@@ -169,7 +169,7 @@ def _shape(
     words: NDArray[np.uint64],
     options: NDArray[np.intp],
     stem_end: int,
-    tools: str,
+    tools: tuple[float, ...],
 ) -> Floats:
     stem = raw[:stem_end]
     count = np.bincount(stem, minlength=256)
@@ -198,8 +198,9 @@ def _shape(
     catch_all = float(np.count_nonzero(_among(words[n_stem:], _CUES["catch_all"])))
     cues[list(_CUES).index("catch_all")] = catch_all
     last = int(stem[-1]) if stem_end else 0
+    told_of_tools = np.expm1(tools[TOOL_CHARS]) if tools else 0.0
     values = [
-        np.log1p(len(raw) + len(tools)),
+        np.log1p(len(raw) + told_of_tools),
         np.log1p(stem_end),
         np.log1p(n_stem),
         float(lengths.sum()) / n_words,
@@ -228,7 +229,7 @@ def _shape(
         np.log1p(int(count[10])),
         float(np.count_nonzero(digit)) / max(1, len(raw)),
         *np.log1p(cues),
-        *_tool_shape(tools, cues[5], count, in_stem),
+        *_asked_of_tools(tools, stem, starts[:n_stem], count, cues[5], in_stem),
     ]
     return np.array(values, np.float32)
 
@@ -257,25 +258,39 @@ def _options(
     return float(sizes.mean()), float(sizes.std()), float(digits.mean()), overlap, repeats
 
 
-def _tool_shape(
-    tools: str, joined: float, count: NDArray[np.intp], numbers: int
+def _asked_of_tools(
+    tools: tuple[float, ...],
+    stem: NDArray[np.uint8],
+    starts: NDArray[np.intp],
+    count: NDArray[np.intp],
+    joined: float,
+    numbers: int,
 ) -> tuple[float, ...]:
-    """What the schemas ask for; all zero without tools, so that these features mean tools."""
+    """The tools, and how much the request gives them to work with; all zero without tools, so
+    that these features mean tools."""
     if not tools:
-        return (0.0,) * 11
-    n_tools = tools.count("\n") + 1
-    first_required = tools.find('"required": [')
-    required = tools[first_required : tools.find("]", first_required)].count(",") + 1
-    return (
-        float(min(20, n_tools)) / 2,
-        float(np.log1p(len(tools))),
-        float(np.log1p(tools.count('"description"'))),
-        float(np.log1p(required if first_required >= 0 else 0)),
-        float(min(5, tools.count('"enum"'))),
-        float(min(5, tools.count('"array"'))),
-        float(np.log1p(tools.count('"dict"') + tools.count('"object"'))),
-        float(np.log1p(tools.count("ptional") + tools.count("efault"))),
-        float(np.log1p(joined + int(count[44]))),
-        float(np.log1p(numbers)),
-        float(np.log1p(int(count[63] + count[46]))),
+        return (0.0,) * (TOOL_SIZE + _ASKED_SIZE)
+    quotes, names = _quotes(stem, int(count[34])), _names(stem, starts)
+    asked = (
+        joined + int(count[44]),
+        numbers,
+        int(count[63] + count[46]),
+        quotes,
+        names,
     )
+    surplus = np.log1p(numbers + quotes + names) - np.log1p(3 * tools[MOST_REQUIRED])
+    return (*tools, *np.log1p(asked).tolist(), float(surplus))
+
+
+def _quotes(stem: NDArray[np.uint8], double: int) -> int:
+    """Pairs of quotation marks: double ones, and single ones that open after a space."""
+    single = (stem[1:] == 39) & (stem[:-1] == 32)
+    return double // 2 + int(np.count_nonzero(single))
+
+
+def _names(stem: NDArray[np.uint8], starts: NDArray[np.intp]) -> int:
+    """Words with a capital in mid-sentence: after a small letter or a comma, and a space."""
+    at = starts[starts >= 2]
+    at = at[(stem[at] >= 65) & (stem[at] <= 90) & (stem[at - 1] == 32)]
+    before = stem[at - 2]
+    return int(np.count_nonzero(((before >= 97) & (before <= 122)) | (before == 44)))

@@ -1,4 +1,4 @@
-"""A decision as JSON and back: all that went in, and what came out, so that it replays.
+"""A decision or a judgement as JSON and back: all that went in and what came out, to replay it.
 
 The prompt's text is not kept (the score already read it, and its numbers are here), so a record
 of a private step holds nothing private.
@@ -28,6 +28,7 @@ from appliance.router.types import (
     TargetFacts,
     Tuning,
 )
+from appliance.router.verify import AnswerFacts, Escalate, EscalationReason, Judgement, Keep
 from appliance.types import Json, Label
 
 RECORD_VERSION = 1
@@ -75,7 +76,8 @@ def decision_from_json(body: Mapping[str, Json]) -> Decision:
         raise ValueError(f"a routing record of version {body['version']} is not known here")
     step = dict(body["step"])
     step["policy"], step["label"] = Policy(step["policy"]), Label(step["label"])
-    step["chain"], step["tool_names"] = tuple(step["chain"]), tuple(step["tool_names"])
+    for name in ("chain", "tool_names", "tool_shape"):
+        step[name] = tuple(step.get(name, ()))
     return Decision(
         step=StepFacts(**step),
         targets=tuple(_target(each) for each in body["targets"]),
@@ -104,6 +106,29 @@ def route_from_json(body: Mapping[str, Json]) -> Route | NoRoute:
         candidates=candidates,
         reasons=tuple(Reason(each) for each in body["reasons"]),
         propensity=body["propensity"],
+        params_version=body["params_version"],
+    )
+
+
+def judgement_to_json(judgement: Judgement) -> dict[str, Json]:
+    return {"version": RECORD_VERSION, **_plain(judgement)}
+
+
+def judgement_from_json(body: Mapping[str, Json]) -> Judgement:
+    """The inverse of `judgement_to_json`. Raises ValueError for a version it does not know."""
+    if body["version"] != RECORD_VERSION:
+        raise ValueError(f"a judgement's record of version {body['version']} is not known here")
+    verdict = body["verdict"]
+    return Judgement(
+        policy=Policy(body["policy"]),
+        answer=AnswerFacts(**body["answer"]),
+        tuning=Tuning(**body["tuning"]),
+        is_interactive=body["is_interactive"],
+        verdict=Escalate(**{**verdict, "reason": EscalationReason(verdict["reason"])})
+        if "reason" in verdict
+        else Keep(**verdict),
+        expected=body["expected"],
+        because=body["because"],
         params_version=body["params_version"],
     )
 

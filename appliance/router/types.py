@@ -63,6 +63,8 @@ class StepFacts:
     needs_images: bool = False
     n_tools: int = 0
     tool_names: tuple[str, ...] = ()
+    tool_shape: tuple[float, ...] = ()
+    """What the tools ask for (`tools.tool_shape`)."""
     last_tool: str | None = None
     last_tool_failed: bool = False
     failures_in_a_row: int = 0

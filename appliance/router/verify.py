@@ -1,17 +1,16 @@
 """*Did it?*: what a finished local answer shows of itself, and whether to keep it.
 
 Hard evidence decides alone: a call that does not fit its schema, tests that failed, an answer cut
-at its limit. Soft evidence (log-probability, agreement of two samples, the score after
-generation) is weighed as money, as in `worth`: escalating must be expected to gain more than it
-costs. What the local model *did* is the strongest signal known before tests (on public data
-agreement alone orders wrong answers better than any router that reads the question), but it is
-also easily fooled, so one soft signal never outvotes a hard one.
+at its limit. Everything soft is in two numbers, what the learned score after generation
+(`router.after`) expects of the local answer and of the cloud's; they are weighed as money, as in
+`worth`: escalating must be expected to gain more than it costs. What the local model *did* is the
+strongest signal known before tests, but it is also easily fooled, so it never outvotes a hard one.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from appliance.router.types import Policy, Tuning
@@ -19,7 +18,8 @@ from appliance.router.types import Policy, Tuning
 AGREEMENT_UNSURE = (0.35, 0.85)
 """P(right) between which a second local sample is worth its time on an idle GPU."""
 
-_USUALLY_RIGHT = 0.7
+SECOND_SHARE = 0.1
+"""Of the value of a right answer, what a caller's wait for a second sample may cost."""
 
 
 class EscalationReason(StrEnum):
@@ -34,24 +34,20 @@ class EscalationReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AnswerFacts:
-    """What is known of a local answer. None: not known, not measured, not applicable.
+    """What is known of a local answer. None: not known or not applicable.
 
-    `p_right` is what the score expected of this model before it answered; `agreement` the share of
-    further local samples that gave the same answer; `was_cut` that it ended at the local model's
-    window or in a loop, not at the caller's own limit. `cloud_*` describe the best open cloud
-    candidate, None when there is none.
+    `p_right` is what the score after generation expects of it, `cloud_right` of the best open cloud
+    candidate, None when there is none. `was_cut` says that it ended at the local model's window or
+    in a loop, not at the caller's own limit; `was_sampled_again` that a second sample was drawn.
     """
 
+    p_right: float
     calls_valid: bool | None = None
     tests_passed: bool | None = None
     is_empty: bool = False
     was_refused: bool = False
     was_cut: bool = False
-    mean_logprob: float | None = None
-    min_logprob: float | None = None
-    agreement: float | None = None
-    output_chars: int = 0
-    p_right: float | None = None
+    was_sampled_again: bool = False
     cloud_right: float | None = None
     cloud_cost_micro_usd: int = 0
     cloud_seconds: float = 0.0
@@ -80,7 +76,7 @@ def judge(
     Whether the cloud *may* have it was settled by the gates: with no open cloud candidate
     (`cloud_right` None) the answer is kept, and the caller repairs or fails the step.
     """
-    p_right = likelihood(answer)
+    p_right = _settled(answer)
     if answer.cloud_right is None or policy is Policy.LOCAL_ONLY:
         return Keep(p_right)
     found = _hard_evidence(answer)
@@ -96,31 +92,49 @@ def judge(
     return Keep(p_right)
 
 
-def wants_second_sample(answer: AnswerFacts, *, gpu_is_idle: bool) -> bool:
-    """Whether a second local sample would settle something: unsure, unmeasured, and for free."""
+def wants_second_sample(
+    answer: AnswerFacts, tuning: Tuning, *, gpu_is_idle: bool, wait_s: float, is_interactive: bool
+) -> bool:
+    """Whether a second local sample would settle something at little cost: the answer could be
+    handed up, is doubtful, was sampled once, the GPU has nothing else to do, and the caller's wait
+    for it (`wait_s`, about as long as the first took) is worth little."""
     low, high = AGREEMENT_UNSURE
-    return gpu_is_idle and answer.agreement is None and low < likelihood(answer) < high
+    a_second = tuning.second_micro_usd if is_interactive else tuning.background_second_micro_usd
+    return (
+        gpu_is_idle
+        and answer.cloud_right is not None
+        and not answer.was_sampled_again
+        and _hard_evidence(answer) is None
+        and answer.tests_passed is None
+        and low < answer.p_right < high
+        and wait_s * a_second <= SECOND_SHARE * tuning.value_micro_usd
+    )
 
 
-def likelihood(answer: AnswerFacts) -> float:
-    """P(right): what was expected before the answer, moved in log-odds by what the answer shows.
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One verdict with everything it depended on, for the journal. `expected` is P(right) before
+    the answer; `because` by how much each family of signs moved it."""
 
-    Tests settle it. Agreement moves it most: on public outcomes full agreement of two or three
-    other small models adds 1.7 to 3.2 and none takes 1.2 to 4.2 away (multiple choice at the low
-    end, maths at the high); samples of one model agree too easily, so the low end is used.
-    """
-    if answer.tests_passed is not None:
-        return 0.97 if answer.tests_passed else 0.05
-    expected = _USUALLY_RIGHT if answer.p_right is None else answer.p_right
-    if answer.mean_logprob is None and answer.agreement is None:
-        return expected
-    expected = min(0.98, max(0.02, expected))
-    odds = math.log(expected / (1.0 - expected))
-    if answer.mean_logprob is not None:
-        odds += 1.5 * max(-1.5, min(0.5, answer.mean_logprob + 0.5))
-    if answer.agreement is not None:
-        odds += 3.0 * answer.agreement - 1.3
-    return min(0.98, max(0.02, 1.0 / (1.0 + math.exp(-odds))))
+    policy: Policy
+    answer: AnswerFacts
+    tuning: Tuning
+    is_interactive: bool
+    verdict: Keep | Escalate
+    expected: float
+    because: Mapping[str, float] = field(default_factory=dict)
+    params_version: str = "none"
+
+    def replayed(self) -> Keep | Escalate:
+        """The verdict reached again from its inputs; equal to `verdict` if nothing changed."""
+        return judge(self.policy, self.answer, self.tuning, is_interactive=self.is_interactive)
+
+
+def _settled(answer: AnswerFacts) -> float:
+    """P(right): tests settle it, else it is the score's."""
+    if answer.tests_passed is None:
+        return answer.p_right
+    return 0.97 if answer.tests_passed else 0.05
 
 
 def _hard_evidence(answer: AnswerFacts) -> EscalationReason | None:

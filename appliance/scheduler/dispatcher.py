@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -56,8 +55,6 @@ from appliance.types import Priority, Progress, Usage
 
 log = logging.getLogger(__name__)
 
-DECISIONS_KEPT = 2048
-"""Records held for `explain` and `status`; older ones are in the journal."""
 
 STUCK_BYTES_S = 5.0
 """A dead process whose bytes are not back after this is named in a record, and waited for on."""
@@ -184,7 +181,6 @@ class Scheduler:
         self._waiting: dict[str, asyncio.Future[Grant]] = {}
         self._leases: dict[str, Lease] = {}
         self._running: dict[str, _Running] = {}
-        self._decisions: deque[Record] = deque(maxlen=DECISIONS_KEPT)
         self._timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -228,11 +224,6 @@ class Scheduler:
     def snapshot(self) -> Capacity:
         """What there is now; frozen. Informs, never gates."""
         return self._core.capacity(self._clock.monotonic())
-
-    def decisions(self, limit: int = 100, subject: str | None = None) -> list[Record]:
-        """The latest records, newest last; `subject` keeps those about one model or request."""
-        found = [r for r in self._decisions if subject is None or _is_about(r, subject)]
-        return found[-limit:]
 
     async def reconfigure(self, models: Sequence[ModelSpec], agents: Sequence[AgentSpec]) -> None:
         """Replaces the wanted state; returns once the core has decided, not once it is done."""
@@ -332,7 +323,6 @@ class Scheduler:
                 if effect.lease_id in self._leases:
                     self._leases[effect.lease_id].preempted.set()
             case Record():
-                self._decisions.append(effect)
                 if self._on_decision is not None:
                     self._on_decision(effect)
             case WakeAt():
@@ -452,7 +442,3 @@ def _step(need: LeaseRequest) -> StepRequested:
         need.max_tokens,
         need.preemptible,
     )
-
-
-def _is_about(record: Record, subject: str) -> bool:
-    return record.subject == subject or subject in record.numbers.values()

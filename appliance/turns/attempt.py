@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from appliance.config.models import ClaudeModel, RemoteModel, reached
@@ -15,8 +16,13 @@ from appliance.scheduler.dispatcher import Lease, LeaseRequest
 from appliance.turns import events as ev
 from appliance.turns.hedge import FirstWords, first_to_speak
 from appliance.turns.live import LiveTurn
-from appliance.turns.prompt import Fitted, fit
-from appliance.turns.ready import DEFAULT_ANSWER_TOKENS, Ready
+from appliance.turns.prompt import Fitted, fit, most_tokens
+from appliance.turns.ready import (
+    DEFAULT_ANSWER_TOKENS,
+    TOOL_CHARS_PER_TOKEN,
+    Ready,
+    tool_tokens,
+)
 from appliance.types import (
     Completion,
     Delta,
@@ -30,11 +36,16 @@ from appliance.types import (
 OUTPUT_SHARE = 4
 """At most a quarter of a window is kept for the answer when the history must shrink for it."""
 
-COUNT_FROM_SHARE = 0.5
-"""Prompts estimated below this share of the window are not counted before they are sent."""
+BOUGHT_BYTES_PER_TOKEN = 2
+"""A provider's count is a request over the network, so it is asked only where less than this would
+not do; its vocabularies are large, and nothing there comes close to a token a byte."""
 
 UNCOUNTED_FACTOR = 2
 """Money is reserved for this many times an estimated prompt, so that the bill is never above."""
+
+
+SECOND_TEMPERATURE = 0.7
+"""Of a second sample; at the first's own, often zero, it would say the same again."""
 
 
 class Leases(Protocol):
@@ -109,9 +120,12 @@ class Attempts:
         )
         async with self._leases.lease(need) as lease:
             turn.say(ready.step, Progress("prefill"))
-            fitted, request = await self._request(turn, ready, target, lease.engine, need)
+            fitted, request = await self._request(ready, target, lease.engine, need)
+            if fitted.is_compacted:
+                window = lease.engine.facts.context_window
+                await turn.append(_compacted(ready.step, target, fitted, window))
             async with aclosing(self._items(ready, target, fitted, request, lease)) as items:
-                done = await _listen(turn, ready.step, items, lease)
+                done = await _listen(items, lease, partial(turn.say, ready.step))
             usage = replace(
                 done.usage,
                 queue_ms=max(lease.queue_ms - lease.load_ms, 0),
@@ -120,6 +134,30 @@ class Attempts:
             lease.report(usage)
         await self._charge_slot(ready, target, usage)
         return replace(done, usage=usage)
+
+    async def again(self, ready: Ready, target: str, number: int) -> Completion:
+        """A second sample of a local answer, told to nobody, at the background's priority and
+        preemptible. Raises as `make`."""
+        need = LeaseRequest(
+            request_id=f"{ready.state.turn_id}.{ready.step}.{number}.second",
+            agent=ready.agent_name,
+            models=(target,),
+            priority=Priority.BACKGROUND,
+            deadline_s=ready.deadline_s,
+            weight=ready.agent.weight,
+            session=ready.state.session_id,
+            prompt_tokens=ready.prompt_tokens,
+            max_tokens=ready.answer_tokens,
+            preemptible=True,
+        )
+        async with self._leases.lease(need) as lease:
+            fitted, request = await self._request(ready, target, lease.engine, need)
+            request = replace(request, sampling=_varied(request.sampling))
+            async with aclosing(self._charged(ready, target, fitted, request, lease)) as items:
+                done = await _listen(items, lease)
+            lease.report(done.usage)
+        await self._charge_slot(ready, target, done.usage)
+        return done
 
     async def _charge_slot(self, ready: Ready, target: str, usage: Usage) -> None:
         """Book the time a local slot was used, where a cap on it is set."""
@@ -139,18 +177,18 @@ class Attempts:
         return None if model is None else reached(target, model)
 
     async def _request(
-        self, turn: LiveTurn, ready: Ready, target: str, engine: Engine, need: LeaseRequest
+        self, ready: Ready, target: str, engine: Engine, need: LeaseRequest
     ) -> tuple[Fitted, GenerateRequest]:
         window = engine.facts.context_window
         answer = min(ready.answer_tokens, window // OUTPUT_SHARE)
-        fitted = await _fitted(ready, engine, window, window - answer)
-        if fitted.is_compacted:
-            await turn.append(_compacted(ready.step, target, fitted, window))
         model = self._config().models[target]
+        if not getattr(model, "images", False):
+            ready = ready.in_words()
+        provider = self._bought_from(target)
+        fitted = await _fitted(ready, engine, window - answer, is_bought=provider is not None)
         sampling = merged(model.sampling.to_sampling(), ready.agent.sampling.to_sampling())
         room = max(window - fitted.prompt_tokens, 1)
         most = min(sampling.max_tokens or room, room, ready.left.output_tokens)
-        provider = self._bought_from(target)
         if provider is not None:
             most = min(most, provider.max_output_tokens)
         return fitted, GenerateRequest(
@@ -238,21 +276,31 @@ def merged(*samplings: Sampling) -> Sampling:
     return result
 
 
+def _varied(sampling: Sampling) -> Sampling:
+    """Warm enough that a second sample can differ from the first."""
+    warm = max(sampling.temperature or 0.0, SECOND_TEMPERATURE)
+    seed = None if sampling.seed is None else sampling.seed + 1
+    return replace(sampling, temperature=warm, seed=seed)
+
+
 async def _listen(
-    turn: LiveTurn, step: int, items: AsyncIterator[Delta | Completion], lease: Lease
+    items: AsyncIterator[Delta | Completion],
+    lease: Lease,
+    say: Callable[[Delta], None] = lambda delta: None,
 ) -> Completion:
     async for item in items:
         if isinstance(item, Completion):
             return item
-        turn.say(step, item)
+        say(item)
         if lease.preempted.is_set():
             raise Preempted("a more urgent step needed the slot")
     raise CutStream(f"{lease.model} ended its answer without its proper end")
 
 
-async def _fitted(ready: Ready, engine: Engine, window: int, budget: int) -> Fitted:
-    """The history, counted by the engine's own tokenizer where it could matter."""
-    if ready.prompt_tokens < window * COUNT_FROM_SHARE:
+async def _fitted(ready: Ready, engine: Engine, budget: int, is_bought: bool) -> Fitted:
+    """The history, counted by the engine's own tokenizer unless it fits whatever that says."""
+    most = most_tokens(ready.messages) + tool_tokens(ready.tools) * TOOL_CHARS_PER_TOKEN
+    if most // (BOUGHT_BYTES_PER_TOKEN if is_bought else 1) <= budget:
         return Fitted(ready.messages, 0, 0)
     asking = fit(ready.system, ready.earlier, ready.current, budget)
     messages = next(asking)

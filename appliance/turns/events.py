@@ -113,6 +113,7 @@ class StepEscalated(Body):
     reason: str
     message: dict[str, Json]
     usage: dict[str, int]
+    judgement: dict[str, Json] = {}
 
 
 class StepCompleted(Body):
@@ -125,6 +126,8 @@ class StepCompleted(Body):
     usage: dict[str, int]
     mean_logprob: float | None = None
     verdict: str = ""
+    judgement: dict[str, Json] = {}
+    """`verify.Judgement` as JSON, to reach the verdict again."""
 
 
 class HistoryCompacted(Body):
@@ -203,6 +206,8 @@ class ToolCompleted(Body):
     result: dict[str, Json]
     duration_ms: int = 0
     full_output_path: str | None = None
+    waited_ms: int = 0
+    """What of the time a person took to answer the turn of another agent."""
 
 
 class ToolInDoubt(Body):

@@ -21,7 +21,8 @@ from appliance.store.database import Database
 from appliance.store.outcomes import OutcomeRow, Outcomes, ParametersRow
 
 if TYPE_CHECKING:
-    from appliance.router.learn import Learner
+    from appliance.router.after import After
+    from appliance.router.learn import Learner, Shown
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +34,13 @@ WAITING_MAX = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A step as it was decided: enough to learn from once its outcome is known."""
+    """A step as it was decided: enough to learn from once its outcome is known. `shown` is what
+    the local answer showed, its own or the one that was handed up before it."""
 
     step: StepFacts
     target: TargetFacts
     propensity: float
+    shown: Shown | None = None
 
 
 class Learning:
@@ -62,6 +65,18 @@ class Learning:
         learner = await self._loaded()
         return learner.scorer.score(step, targets)
 
+    def after(self, step: StepFacts, score: Score, target: TargetFacts, shown: Shown) -> After:
+        """What to expect of both sides once this local answer is there. The score before it must
+        have been asked for (`is_learned`)."""
+        assert self._learner is not None
+        before = {Place.LOCAL: score.p_right(target), Place.CLOUD: score.cloud_right}
+        return self._learner.expect(step, shown, before)
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the learned score is in use, not what config says alone."""
+        return self._learner is not None
+
     async def answered(self, taken: Taken) -> None:
         """A step's answer was kept: judge the step before it by its tools, then wait for this
         one's own outcome."""
@@ -73,8 +88,12 @@ class Learning:
             self._waiting[turn_id] = taken
 
     async def escalated(self, taken: Taken) -> None:
-        """A local answer was not good enough."""
+        """A local answer was not good enough, by hard evidence."""
         await self._saw(taken, escalated=True)
+
+    async def compared(self, taken: Taken, *, cloud_agrees: bool) -> None:
+        """A local answer was handed up on suspicion, and now the cloud's answer is there."""
+        await self._saw(taken, cloud_agrees=cloud_agrees)
 
     async def ended(self, turn_id: str, *, finished: bool) -> None:
         """A turn ended; its last answer stands if it finished."""
@@ -89,7 +108,12 @@ class Learning:
         from appliance.router.learn import Signals, outcome_of
 
         outcome = outcome_of(
-            self._learner.scorer, taken.step, taken.target, taken.propensity, Signals(**seen)
+            self._learner.scorer,
+            taken.step,
+            taken.target,
+            taken.propensity,
+            Signals(**seen),
+            taken.shown,
         )
         if outcome is None:
             return

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from appliance.config.agents import AgentConfig
 from appliance.config.schema import Config
+from appliance.router.tools import tool_shape
 from appliance.router.types import Policy, StepFacts, Tuning, bounded_text
 from appliance.turns.limits import Left
-from appliance.turns.prompt import estimate_tokens
+from appliance.turns.prompt import estimate_tokens, in_words
 from appliance.turns.state import TurnState
 from appliance.types import (
     ImageBlock,
@@ -69,6 +70,15 @@ class Ready:
         return estimate_tokens(self.messages) + tool_tokens(self.tools)
 
     @property
+    def asks_with_images(self) -> bool:
+        """Whether the question itself shows some. Of other images (in results of tools, in what
+        was said before) a model that cannot read them is told in words."""
+        return any(isinstance(block, ImageBlock) for block in self.current[0].blocks)
+
+    def in_words(self) -> Ready:
+        return replace(self, earlier=in_words(self.earlier), current=in_words(self.current))
+
+    @property
     def answer_tokens(self) -> int:
         wanted = self.agent.sampling.max_tokens or DEFAULT_ANSWER_TOKENS
         return min(wanted, self.left.output_tokens)
@@ -94,6 +104,7 @@ def step_facts(
         needs_images=any(map(has_image, ready.messages)),
         n_tools=len(ready.tools),
         tool_names=tuple(tool.name for tool in ready.tools),
+        tool_shape=tool_shape((tool.description, tool.input_schema) for tool in ready.tools),
         last_tool=last.calls[-1].call.name if last and last.calls else None,
         last_tool_failed=any(result.is_error for result in results),
         failures_in_a_row=failures_in_a_row(state),

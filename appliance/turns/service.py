@@ -159,6 +159,7 @@ class Turns:
             request.label or Label.PUBLIC,
             request.message.label,
             config.agents[request.agent].label,
+            await self._least_label(session.session_id),
         )
         accepted = ev.TurnAccepted(
             agent=request.agent,
@@ -202,6 +203,11 @@ class Turns:
             title = " ".join(request.message.text.split())[:80]
             return await self.create_session(request.agent, request.owner_uid, title, request.label)
         return await self.session(request.session_id)
+
+    async def _least_label(self, session_id: str) -> Label:
+        """What the session was said to be when it was made."""
+        made = await self._journal.read(session_id, kinds=["session.created"], limit=1)
+        return highest(Label.PUBLIC, *(Label(event.body.get("label", "public")) for event in made))
 
     def _agent_config(self, agent: str) -> Config:
         config = self._config()
@@ -260,11 +266,16 @@ class Turns:
     # --- interfering ----------------------------------------------------------------------------
 
     async def cancel(self, turn_id: str, by_uid: int, reason: str = "cancelled") -> bool:
-        """Cancel a turn wherever it is. False if it had ended already."""
+        """Cancel a turn wherever it is, and those it asked of other agents. False if it had ended
+        already."""
         state = await self.turn(turn_id)
         usage = usage_to_json(state.usage)
         cancelled = ev.TurnCancelled(reason=reason, by_uid=by_uid, usage=usage)
-        return not state.is_finished and self._running.cancel(turn_id, cancelled)
+        if state.is_finished or not self._running.cancel(turn_id, cancelled):
+            return False
+        for child in self._running.children(turn_id):
+            await self.cancel(child, by_uid, "the turn that asked for it was cancelled")
+        return True
 
     async def ask_person(
         self, turn_id: str, server: str, message: str, fields: Mapping[str, Json]
@@ -335,11 +346,8 @@ class Turns:
             note=note,
         )
         answered = replace(row, status=decision, decided_by=by_uid)
-        draft = body.draft(turn.state.session_id, turn.turn_id)
         standing = self._standing(turn.state, row, decision, by_uid)
-        (event,) = await self._journal.append(
-            draft, index=(answered, turn.row_after(body), *standing), durable=True
-        )
-        self.streams.publish_event(event)
-        turn.inbox.put_nowait(event)
-        return answered
+        if await turn.decide(body, answered, *standing):
+            return answered
+        first = await self._approvals.get(row.approval_id)  # it expired, or its turn just ended
+        return first or row

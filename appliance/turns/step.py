@@ -27,12 +27,14 @@ from appliance.errors import (
     Refused,
 )
 from appliance.router import retry
-from appliance.router.explain import explain, explain_verdict
-from appliance.router.record import Decision, decided, decision_to_json
+from appliance.router.explain import explain, explain_judgement
+from appliance.router.record import Decision, decided, decision_to_json, judgement_to_json
 from appliance.router.types import NoRoute, Place, Rejection, Route, StepFacts
-from appliance.router.verify import AnswerFacts, Escalate, Keep, judge
+from appliance.router.verify import Escalate, EscalationReason, Judgement
+from appliance.tools import labels
 from appliance.turns import events as ev
 from appliance.turns.attempt import Attempts, Preempted
+from appliance.turns.judging import Judged, Judging, cloud_agrees
 from appliance.turns.learning import Learning, Taken
 from appliance.turns.limits import Left
 from appliance.turns.live import LiveTurn
@@ -43,9 +45,7 @@ from appliance.types import (
     Completion,
     Label,
     Message,
-    Priority,
     Role,
-    StopReason,
     ToolSpec,
     highest,
     text_message,
@@ -107,6 +107,7 @@ class Steps:
         self._places = places
         self._health = health
         self._learning = learning
+        self._judging = Judging(config, attempts, places, learning)
         self._history = history
         self._tools = tools
         self._clock = clock
@@ -130,10 +131,11 @@ class Steps:
     async def _until_answered(self, turn: LiveTurn, ready: Ready, move: CallModel) -> None:
         tries: defaultdict[str, _Tries] = defaultdict(_Tries)
         last_error: ApplianceError | None = None
-        escalated = False
+        handed_up: tuple[Taken, Judged] | None = None
         for attempt in range(move.attempt, move.attempt + ATTEMPTS_MAX):
+            ready = self._as_sensitive_as_now(ready)
             given_up = frozenset(name for name, each in tries.items() if each.is_over)
-            facts, decision = await self._decide(ready, given_up, escalated)
+            facts, decision = await self._decide(ready, given_up, handed_up is not None)
             if isinstance(decision.outcome, NoRoute):
                 raise last_error or _refused(decision.outcome)
             target = decision.outcome.target
@@ -145,16 +147,22 @@ class Steps:
                     raise
                 last_error = error
                 await turn.append(_attempt_failed(move.step, attempt, target, error))
-                await self._after(error, target, tries[target], ready)
+                elsewhere = _has_elsewhere(decision.outcome, self._config())
+                await self._after(error, target, tries[target], ready, elsewhere)
                 continue
-            verdict = self._judge(ready, decision, done)
-            if isinstance(verdict, Escalate) and not escalated:
-                escalated = True
-                await turn.append(_escalated(move.step, attempt, target, verdict, done))
-                await self._learning.escalated(_taken(facts, decision))
+            judged = await self._judging(ready, facts, decision, attempt, done)
+            taken = _taken(facts, decision, judged)
+            verdict = judged.judgement.verdict
+            if isinstance(verdict, Escalate) and handed_up is None:
+                handed_up = taken, judged
+                await turn.append(_escalated(move.step, attempt, target, judged.judgement, done))
+                if verdict.reason is not EscalationReason.UNLIKELY:
+                    await self._learning.escalated(taken)
                 continue
-            await turn.append(_completed(move.step, attempt, target, done, verdict))
-            await self._learning.answered(_taken(facts, decision))
+            await turn.append(_completed(move.step, attempt, target, done, judged.judgement))
+            if handed_up is not None:
+                taken = await self._compare(*handed_up, taken, done)
+            await self._learning.answered(taken)
             return
         assert last_error is not None
         raise last_error
@@ -193,6 +201,14 @@ class Steps:
             deadline_s=self._clock.monotonic() + left.turn_s,
         )
 
+    def _as_sensitive_as_now(self, ready: Ready) -> Ready:
+        """With what the configuration has come to call sensitive since things were said: read at
+        each attempt, so that one after an edit does not send what the edit was to keep here."""
+        config = self._config()
+        agent = config.agents.get(ready.agent_name, ready.agent)
+        since = highest(agent.label, labels.of_calls(config, ready.messages))
+        return replace(ready, label=highest(ready.label, since))
+
     async def _decide(
         self, ready: Ready, given_up: frozenset[str], escalated: bool
     ) -> tuple[StepFacts, Decision]:
@@ -204,6 +220,9 @@ class Steps:
         tuning = tuning_of(config, ready.agent)
         score = await self._learning.score(facts, targets)
         decision = decided(facts, targets, score, self._chance.random(), tuning)
+        if _shut_for_images(decision.outcome) and not ready.asks_with_images:
+            facts = replace(facts, needs_images=False)
+            decision = decided(facts, targets, score, self._chance.random(), tuning)
         if _forecast_alone_shuts(decision.outcome):
             # Only a tokenizer knows what fits, and only time tells what is late: rather try.
             facts = replace(facts, prompt_tokens=0, max_output_tokens=0, time_left_s=None)
@@ -214,14 +233,25 @@ class Steps:
         self, turn: LiveTurn, ready: Ready, target: str, attempt: int, tries: _Tries
     ) -> Completion:
         self._health.started(target)
-        done = await self._attempts.make(turn, ready, target, attempt)
+        try:
+            done = await self._attempts.make(turn, ready, target, attempt)
+        except BaseException:
+            self._health.ended(target)
+            raise
         provider = provider_of(self._config().models[target])
         self._health.succeeded(target, provider, tries.refund)
         return done
 
     # --- after an attempt -----------------------------------------------------------------------
 
-    async def _after(self, error: ApplianceError, target: str, tries: _Tries, ready: Ready) -> None:
+    async def _after(
+        self,
+        error: ApplianceError,
+        target: str,
+        tries: _Tries,
+        ready: Ready,
+        has_elsewhere: bool,
+    ) -> None:
         """Count a failure of a target, and wait where it is tried again."""
         if isinstance(error, Preempted):
             return
@@ -248,6 +278,7 @@ class Steps:
                 retry_after_s=error.retry_after_s,
                 should_retry=details.get("should_retry"),
                 time_left_s=ready.deadline_s - self._clock.monotonic(),
+                has_elsewhere=has_elsewhere,
             ),
             self._health.budget(provider),
             self._chance.random(),
@@ -259,29 +290,17 @@ class Steps:
         tries.is_over, tries.failures, tries.refund = False, tries.failures + 1, verdict.refund
         await asyncio.sleep(verdict.wait_s)
 
-    def _judge(self, ready: Ready, decision: Decision, done: Completion) -> Keep | Escalate:
-        assert not isinstance(decision.outcome, NoRoute)
-        cloud = [c for c in decision.outcome.candidates if c.is_open and c.place is Place.CLOUD]
-        best = max(cloud, key=lambda each: each.worth, default=None)
-        if decision.outcome.place is Place.CLOUD or not self._config().routing.escalate:
-            best = None
-        answer = AnswerFacts(
-            is_empty=not done.message.text.strip() and not done.message.tool_calls,
-            was_refused=done.stop_reason is StopReason.REFUSAL,
-            was_cut=done.stop_reason is StopReason.MAX_TOKENS,
-            mean_logprob=done.mean_logprob,
-            min_logprob=done.min_logprob,
-            output_chars=len(done.message.text),
-            cloud_right=None if best is None else best.p_right,
-            cloud_cost_micro_usd=0 if best is None else best.cost_micro_usd,
-            cloud_seconds=0.0 if best is None else best.seconds,
-        )
-        return judge(
-            ready.policy,
-            answer,
-            tuning_of(self._config(), ready.agent),
-            is_interactive=ready.priority is Priority.INTERACTIVE,
-        )
+    async def _compare(self, local: Taken, judged: Judged, taken: Taken, done: Completion) -> Taken:
+        """Tell what the answer says of the local one that was handed up; the answer itself, where
+        it is the cloud's, is an outcome of what that one showed."""
+        if taken.target.place is not Place.CLOUD:
+            return taken
+        agrees = cloud_agrees(judged, done)
+        verdict = judged.judgement.verdict
+        is_suspicion = isinstance(verdict, Escalate) and verdict.reason is EscalationReason.UNLIKELY
+        if is_suspicion and agrees is not None:
+            await self._learning.compared(local, cloud_agrees=agrees)
+        return replace(taken, shown=local.shown)
 
 
 # --- leaves -------------------------------------------------------------------------------------
@@ -297,10 +316,18 @@ def _routed(step: int, attempt: int, decision: Decision) -> ev.StepRouted:
     )
 
 
-def _taken(facts: StepFacts, decision: Decision) -> Taken:
+def _taken(facts: StepFacts, decision: Decision, judged: Judged) -> Taken:
     assert isinstance(decision.outcome, Route)
     target = next(each for each in decision.targets if each.name == decision.outcome.target)
-    return Taken(facts, target, decision.outcome.propensity)
+    return Taken(facts, target, decision.outcome.propensity, judged.shown)
+
+
+def _has_elsewhere(route: Route, config: Config) -> bool:
+    """Whether a place other than the provider just asked is open to the step."""
+    models = [config.models.get(each.target) for each in route.candidates if each.is_open]
+    asked = config.models.get(route.target)
+    providers = {provider_of(model) for model in (*models, asked) if model is not None}
+    return len(providers) > 1
 
 
 def _forecast_alone_shuts(outcome: Route | NoRoute) -> bool:
@@ -308,6 +335,13 @@ def _forecast_alone_shuts(outcome: Route | NoRoute) -> bool:
     return isinstance(outcome, NoRoute) and any(
         each.rejections and set(each.rejections) <= {Rejection.WINDOW, Rejection.DEADLINE}
         for each in outcome.candidates
+    )
+
+
+def _shut_for_images(outcome: Route | NoRoute) -> bool:
+    """No target is open, and some would be if they could read images or if those were not."""
+    return isinstance(outcome, NoRoute) and any(
+        Rejection.IMAGES in each.rejections for each in outcome.candidates
     )
 
 
@@ -325,20 +359,21 @@ def _attempt_failed(step: int, attempt: int, target: str, error: ApplianceError)
 
 
 def _escalated(
-    step: int, attempt: int, target: str, verdict: Escalate, done: Completion
+    step: int, attempt: int, target: str, judgement: Judgement, done: Completion
 ) -> ev.StepEscalated:
     return ev.StepEscalated(
         step=step,
         attempt=attempt,
         target=target,
-        reason=explain_verdict(verdict),
+        reason=explain_judgement(judgement),
         message=message_to_json(done.message),
         usage=usage_to_json(done.usage),
+        judgement=judgement_to_json(judgement),
     )
 
 
 def _completed(
-    step: int, attempt: int, target: str, done: Completion, verdict: Keep | Escalate
+    step: int, attempt: int, target: str, done: Completion, judgement: Judgement
 ) -> ev.StepCompleted:
     return ev.StepCompleted(
         step=step,
@@ -348,5 +383,6 @@ def _completed(
         stop_reason=done.stop_reason.value,
         usage=usage_to_json(done.usage),
         mean_logprob=done.mean_logprob,
-        verdict=explain_verdict(verdict),
+        verdict=explain_judgement(judgement),
+        judgement=judgement_to_json(judgement),
     )

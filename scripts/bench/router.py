@@ -133,6 +133,7 @@ def _report(args: argparse.Namespace) -> int:
     }
     flat |= _learning(sets)
     flat |= online.learning(sets, passes=1 if args.quick else 3)
+    flat |= online.learning_after(sets, passes=1)
     flat |= _saving(sets, held)
     flat |= online.latency(1_000 if args.quick else 5_000)
     for name, value in flat.items():

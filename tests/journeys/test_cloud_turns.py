@@ -155,11 +155,11 @@ async def test_at_the_cap_steps_go_to_the_local_model(claude: Claude, tmp_path: 
     assert "budget.warned" in [kind for kind, _ in events(home, "budget")]
 
 
-async def test_the_ledger_is_right_to_the_cent_after_kills_in_mid_answer(
+async def test_calls_outlive_a_killed_daemon_and_their_answers_are_paid_for_once(
     claude: Claude, tmp_path: Path
 ) -> None:
     home = write_cloud_home(tmp_path / "home", claude.url)
-    await claude.plan(pace_s=0.01)
+    await claude.plan(pace_s=0.02)
     for number in range(2):
         daemon = await start(home, ANTHROPIC_API_KEY=claude.key)
         try:
@@ -174,11 +174,15 @@ async def test_the_ledger_is_right_to_the_cent_after_kills_in_mid_answer(
     await claude.plan(pace_s=0.0)
     async with running(home, ANTHROPIC_API_KEY=claude.key) as daemon:
         for turn in (await daemon.get("/api/turns", limit=100))["turns"]:
-            await daemon.ended(turn["id"])
+            assert (await daemon.ended(turn["id"]))["text"].endswith(END)
         budget = await daemon.get("/api/budget")
-    bill = (await claude.bill())["micro_usd"]
-    assert all(row["reserved"] == 0 for row in budget["caps"])
-    assert abs(budget["today_micro_usd"] - bill) < 10_000
+        while any(row["reserved"] for row in budget["caps"]):
+            budget = await daemon.get("/api/budget")
+    charges = (await claude.bill())["charges"]
+    assert all(charge["is_complete"] for charge in charges), "a call did not outlive its daemon"
+    assert len(charges) == 8, "an answer that was paid for was asked for again"
+    assert budget["today_micro_usd"] == sum(charge["micro_usd"] for charge in charges)
+    assert "egress.adopted" in [kind for kind, _ in events(home, "egress")]
 
 
 async def test_a_request_slow_to_start_is_hedged_where_config_says_so(

@@ -7,11 +7,18 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
-from appliance.router.explain import explain, explain_verdict, money
-from appliance.router.record import decided, decision_from_json, decision_to_json
-from appliance.router.types import NoRoute, Route, Score, StepFacts, TargetFacts, Tuning
-from appliance.router.verify import Escalate, EscalationReason
+from appliance.router.explain import explain, explain_judgement, money
+from appliance.router.record import (
+    decided,
+    decision_from_json,
+    decision_to_json,
+    judgement_from_json,
+    judgement_to_json,
+)
+from appliance.router.types import NoRoute, Policy, Route, Score, StepFacts, TargetFacts, Tuning
+from appliance.router.verify import AnswerFacts, Escalate, EscalationReason, Judgement, Keep, judge
 from appliance.types import Label
 from tests.router.test_route import CLAUDE, HARD, LOCAL, STEP, draws, scores, steps, worlds
 
@@ -59,10 +66,46 @@ def test_an_explanation_of_no_route_says_why_for_each_model() -> None:
     assert "may not leave the machine" in lines[2]
 
 
-def test_a_verdict_reads_as_a_sentence() -> None:
-    text = explain_verdict(Escalate(EscalationReason.UNLIKELY, 0.31, 60_000, 19_000))
-    assert text == (
-        "The local answer was handed to the cloud: it was too unlikely to be right (31%); "
-        "another was expected to gain 6.00 ct for 1.90 ct."
+def judged(answer: AnswerFacts) -> Judgement:
+    because = {"other answers": -0.22, "length": -0.034, "tone": 0.001}
+    verdict = judge(Policy.BALANCED, answer, Tuning(), is_interactive=True)
+    return Judgement(Policy.BALANCED, answer, Tuning(), True, verdict, 0.6, because, "2+31")
+
+
+@given(
+    st.builds(
+        AnswerFacts,
+        p_right=st.floats(0, 1),
+        calls_valid=st.none() | st.booleans(),
+        was_cut=st.booleans(),
+        cloud_right=st.none() | st.floats(0, 1),
+        cloud_cost_micro_usd=st.integers(0, 10**6),
+        cloud_seconds=st.floats(0, 100),
     )
+)
+def test_a_journalled_judgement_replays_to_the_same_verdict(answer: AnswerFacts) -> None:
+    first = judged(answer)
+    read = judgement_from_json(json.loads(json.dumps(judgement_to_json(first))))
+    assert read == first
+    assert read.replayed() == first.verdict
+
+
+def test_a_judgement_says_what_of_the_answer_counted() -> None:
+    kept = judged(AnswerFacts(p_right=0.345, was_sampled_again=True))
+    assert isinstance(kept.verdict, Keep)
+    assert explain_judgement(kept) == (
+        "The answer was kept: 34% likely to be right (expected 60% before it, two samples; "
+        "in points: other answers -22, length -3; score 2+31)."
+    )
+
+
+def test_an_escalation_says_what_another_answer_was_worth() -> None:
+    made = judged(AnswerFacts(p_right=0.31, cloud_right=0.91, cloud_cost_micro_usd=19_000))
+    assert isinstance(made.verdict, Escalate)
+    assert made.verdict.reason is EscalationReason.UNLIKELY
+    text = explain_judgement(made)
+    assert text.startswith(
+        "The local answer was handed to the cloud: it was too unlikely to be right (31% (expected"
+    )
+    assert text.endswith("another was expected to gain 6.00 ct for 1.90 ct.")
     assert money(2_500_000) == "$2.50"

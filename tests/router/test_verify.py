@@ -55,31 +55,42 @@ def test_an_answer_is_kept_when_another_costs_more_than_it_would_gain() -> None:
     assert isinstance(judge(Policy.BALANCED, dear, Tuning()), Keep)
 
 
-def test_a_second_sample_is_drawn_only_when_unsure_and_free() -> None:
-    unsure = replace(GOOD, p_right=0.6)
-    assert wants_second_sample(unsure, gpu_is_idle=True)
-    assert not wants_second_sample(unsure, gpu_is_idle=False)
-    assert not wants_second_sample(GOOD, gpu_is_idle=True)
-    assert not wants_second_sample(replace(unsure, agreement=1.0), gpu_is_idle=True)
+UNSURE = replace(GOOD, p_right=0.6)
 
 
-def test_disagreement_and_low_log_probability_lower_the_guess() -> None:
-    def kept(**change: float) -> float:
-        facts = AnswerFacts(agreement=1.0, mean_logprob=-0.1)
-        return judge(Policy.BALANCED, replace(facts, **change), Tuning()).p_right
+def wants(answer: AnswerFacts, *, idle: bool = True, wait_s: float = 2.0) -> bool:
+    return wants_second_sample(
+        answer, Tuning(), gpu_is_idle=idle, wait_s=wait_s, is_interactive=True
+    )
 
-    assert kept() > kept(agreement=0.0)
-    assert kept() > kept(mean_logprob=-1.5)
+
+def test_a_second_sample_is_drawn_when_the_answer_is_doubtful_and_nothing_else_waits() -> None:
+    assert wants(UNSURE)
+    assert not wants(UNSURE, idle=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"p_right": 0.95}, {"was_sampled_again": True}, {"cloud_right": None}, {"is_empty": True}],
+)
+def test_a_second_sample_is_not_drawn_where_it_would_settle_nothing(
+    change: dict[str, object],
+) -> None:
+    assert not wants(replace(UNSURE, **change))
+
+
+def test_a_second_sample_is_not_worth_a_long_wait() -> None:
+    assert not wants(UNSURE, wait_s=60.0)
 
 
 @given(
     st.builds(
         AnswerFacts,
+        p_right=st.floats(0, 1),
         calls_valid=st.none() | st.booleans(),
         tests_passed=st.none() | st.booleans(),
         is_empty=st.booleans(),
         was_cut=st.booleans(),
-        p_right=st.none() | st.floats(0, 1),
         cloud_right=st.none() | st.floats(0, 1),
     ),
     st.sampled_from(Policy),

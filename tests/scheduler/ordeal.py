@@ -154,7 +154,7 @@ class _Ordeal:
             BestFit() if knows_all else WithMargin(BestFit()),
             Policy(foreign_calm_s=0.0) if knows_all else None,
         )
-        self._now_s = 0.0
+        self._now_s = self._wake_s = 0.0
         self._moments: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = count(1)
         self._counts = Survived()
@@ -293,10 +293,15 @@ class _Ordeal:
             case Preempt():
                 lease_id = effect.lease_id
                 self._in(self._rng.uniform(0.0, 0.3), lambda: self._release(lease_id, 0.0))
-            case WakeAt():
-                self._in(effect.time_s - self._now_s, lambda: self._tell(Tick()))
+            case WakeAt(time_s):
+                self._wake_s = time_s
+                self._in(time_s - self._now_s, lambda: self._tick(time_s))
             case _:
                 self._waiting.pop(getattr(effect, "request_id", ""), None)
+
+    def _tick(self, wished_s: float) -> None:
+        if wished_s == self._wake_s:
+            self._tell(Tick())
 
     def _grant(self, grant: Grant) -> None:
         worker = self._workers[grant.instance_id]

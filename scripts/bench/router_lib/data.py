@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 import re
 import zlib
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from appliance.router.answers import LocalAnswer, plain, read_answer
-from appliance.router.features import read
+from appliance.router.features import TextFeatures, read
+from appliance.router.tools import tool_shape
 
 csv.field_size_limit(1 << 30)
 _STEM_END = re.compile(r"\nA\. |\n\n\[TOOLS\]")
@@ -63,7 +65,7 @@ def load(path: Path) -> Outcomes:
     rows = _rows(path)
     if not rows:
         raise ValueError(f"{path} has no rows")
-    features = [read(row["prompt"]) for row in rows]
+    features = [_read(row["prompt"]) for row in rows]
     weak, strong = _numbers(rows, "weak"), _numbers(rows, "strong")
     return Outcomes(
         name=_family(rows[0]["query_id"], path),
@@ -79,6 +81,21 @@ def load(path: Path) -> Outcomes:
         sketch=np.stack([each.sketch for each in features]).astype(np.float64),
         answers=_answers(rows),
     )
+
+
+def _read(prompt: str) -> TextFeatures:
+    """The request's features; tools follow it after a mark, one JSON object a line."""
+    request, _, lines = prompt.partition("\n\n[TOOLS]\n")
+    tools = [_tool(line) for line in lines.splitlines()]
+    return read(request, tool_shape(each for each in tools if each is not None))
+
+
+def _tool(line: str) -> tuple[str, dict[str, object]] | None:
+    try:
+        tool = json.loads(line)
+        return str(tool.get("description", "")), dict(tool.get("parameters") or {})
+    except (ValueError, TypeError, AttributeError):
+        return None
 
 
 def load_all(folder: Path) -> list[Outcomes]:
