@@ -9,7 +9,7 @@ from dataclasses import replace
 from appliance.clock import Clock
 from appliance.store.approvals import PENDING, ApprovalRow
 from appliance.store.index import TurnRow
-from appliance.store.journal import Event, IndexRow, Journal
+from appliance.store.journal import Draft, Event, IndexRow, Journal
 from appliance.turns import events as ev
 from appliance.turns.state import QUESTION, TurnState, apply, fold
 from appliance.turns.stream import Streams
@@ -91,7 +91,7 @@ class LiveTurn:
     ) -> None:
         state = self.state
         drafts = [body.draft(state.session_id, state.turn_id) for body in bodies]
-        after = _foresee(state, bodies)
+        after = _foresee(state, drafts)
         events = await self._journal.append(
             *drafts,
             index=[*self._index_rows(state, after, bodies), *rows],
@@ -260,10 +260,9 @@ FOLD_HERE_MAX = 200
 """Events folded on the loop: about 10 ms."""
 
 
-def _foresee(state: TurnState, bodies: tuple[ev.Body, ...]) -> TurnState:
-    """The state these bodies will lead to, so that the index row goes into the same commit."""
-    for body in bodies:
-        draft = body.draft(state.session_id, state.turn_id)
+def _foresee(state: TurnState, drafts: Iterable[Draft]) -> TurnState:
+    """The state these events will lead to, so that the index row goes into the same commit."""
+    for draft in drafts:
         state = apply(
             state,
             Event(

@@ -255,11 +255,12 @@ class Turns:
             raise NotFound(f"there is no turn {turn_id!r}", hint="appliance turns")
         return state
 
-    async def follow(self, turn_id: str, after: int = 0) -> AsyncIterator[Item]:
-        """Events and deltas of a turn from `after` to its end; `NotFound` if there is none."""
+    async def follow(self, turn_id: str, after: int = 0) -> AsyncIterator[list[Item]]:
+        """Events and deltas of a turn from `after` to its end, in batches; `NotFound` if there is
+        none."""
         await self.turn(turn_id)
-        async for item in self.streams.follow(turn_id, after):
-            yield item
+        async for items in self.streams.follow(turn_id, after):
+            yield items
 
     async def recorded(self, turn_id: str, after: int = 0) -> list[Item]:
         """What the journal holds of a turn by now, as followers would get it."""
