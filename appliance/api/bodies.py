@@ -226,6 +226,7 @@ class Approval(ApiModel):
     created_ms: int
     expires_ms: int | None
     decided_by: int | None = None
+    always: str = Field("", description="What an answer for good would cover; empty: nothing.")
     fields: dict[str, Any] | None = Field(
         None, description="Of a server's question: the JSON schema its answer has to fit."
     )

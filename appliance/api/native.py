@@ -18,6 +18,7 @@ from appliance.api.sse import stream_events
 from appliance.errors import BadRequest, NotFound, Refused
 from appliance.store.approvals import PENDING, ApprovalRow, Approvals, GrantRow, Grants
 from appliance.store.index import Index, SessionRow, TurnRow
+from appliance.tools.approvals import always_means
 from appliance.turns.explain import explain_turn
 from appliance.turns.service import StartTurn, Turns
 from appliance.turns.state import QUESTION, StepState, TurnState
@@ -450,6 +451,7 @@ def _approval(row: ApprovalRow, fields: dict[str, Any] | None = None) -> bodies.
         created_ms=row.created_ms,
         expires_ms=row.expires_ms,
         decided_by=row.decided_by,
+        always=always_means(row.tool, row.agent) if row.reason != QUESTION else "",
         fields=fields,
     )
 

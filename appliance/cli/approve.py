@@ -59,6 +59,8 @@ def show(context: typer.Context, approval: str, as_json: JsonFlag = False) -> No
     out.print(f"[bold]{escape(found['agent'])}[/bold] asks for {escape(found['tool'])} "
               f"({found['status']})")  # fmt: skip
     out.print(escape(clean(found["summary"])), soft_wrap=True)
+    if found["always"] and found["status"] == "pending":
+        out.print(f"[dim]with --always: {escape(found['always'])}[/dim]")
     for name, kind in fields_of(found.get("fields")).items():
         out.print(f"  --set {escape(clean(name))}=[dim]{escape(clean(kind))}[/dim]")
 

@@ -74,6 +74,13 @@ def grant_from(intent: Intent, agent: str, allow: bool) -> Grant:
     return Grant(agent, intent.tool, allow, arguments)
 
 
+def always_means(tool: str, agent: str) -> str:
+    """What a standing answer to a call of this tool covers, for whoever gives it."""
+    if tool in _EXACT_TOOLS:
+        return f"{tool} with these very arguments, asked for by {agent}"
+    return f"every call of {tool} by {agent}, whatever its arguments"
+
+
 def _grant_fits(grant: Grant, intent: Intent) -> bool:
     return grant.tool == intent.tool and all(
         name in intent.arguments and fnmatchcase(_text(intent.arguments[name]), pattern)

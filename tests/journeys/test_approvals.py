@@ -112,7 +112,11 @@ async def test_a_question_ends_with_its_turn(home: Path) -> None:
 async def test_a_standing_answer_is_listed_and_taken_back(home: Path) -> None:
     async with running(home) as daemon:
         turn = await daemon.start_turn("make it")
-        await answer(daemon, await asked(daemon), "allow_always")
+        question = await asked(daemon)
+        code, out, err = await cli(home, "approvals", "show", question["id"])
+        assert code == 0, err
+        assert "with --always: shell with these very arguments" in out
+        await answer(daemon, question, "allow_always")
         await daemon.ended(turn)
         assert (await daemon.ask("make it again"))["text"] == "done"
         code, out, err = await cli(home, "approvals", "standing", "--json")
