@@ -13,7 +13,7 @@ Looks into the workspace, boundedly, and decides nothing else.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from appliance.config.schema import Config
 from appliance.config.tools import LabelRule
 from appliance.tools.mcp.catalogue import SEPARATOR
 from appliance.tools.types import Intent
-from appliance.types import Label, Message, highest
+from appliance.types import Label, Message, ToolCallBlock, ToolResultBlock, highest
 
 ENTRIES_MAX = 50_000
 DEPTH_MAX = 64
@@ -82,21 +82,27 @@ def of_names(rules: Sequence[LabelRule], listing: str) -> Label:
     return highest(*found)
 
 
-def of_calls(config: Config, messages: Iterable[Message]) -> Label:
+def of_calls(config: Config, messages: Sequence[Message]) -> Label:
     """What came back from the calls in these messages, by the rules as they are now: those of
-    tools and files by the names that were given, the servers', and the agents' that were asked."""
+    tools and files by the names that were given, the servers', and the agents' that were asked
+    and answered."""
+    blocks = [block for message in messages for block in message.blocks]
+    calls = {block.call_id: block for block in blocks if isinstance(block, ToolCallBlock)}
     found = [Label.PUBLIC]
-    rules = config.tools.labels
-    for call in (call for message in messages for call in message.tool_calls):
-        found.append(of_tool(rules, call.name))
+    for result in blocks:
+        call = calls.get(result.call_id) if isinstance(result, ToolResultBlock) else None
+        if call is None or not isinstance(result, ToolResultBlock):
+            continue
+        found.append(of_tool(config.tools.labels, call.name))
         server = config.mcp.get(call.name.partition(SEPARATOR)[0])
         if server is not None:
             found.append(server.label)
         if call.name in _BY_PATH:
-            found.append(of_path(rules, os.path.normpath(str(call.arguments.get("path", ".")))))
-        if call.name == "ask_agent":
-            asked = config.agents.get(str(call.arguments.get("agent")))
-            found.append(Label.PUBLIC if asked is None else asked.label)
+            path = os.path.normpath(str(call.arguments.get("path", ".")))
+            found.append(of_path(config.tools.labels, path))
+        asked = config.agents.get(str(call.arguments.get("agent")))
+        if call.name == "ask_agent" and asked is not None and not result.is_error:
+            found.append(asked.label)
     return highest(*found)
 
 

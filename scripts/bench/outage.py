@@ -31,7 +31,8 @@ from tests.fakes.claude.running import Claude, claude_process, talking_to  # noq
 from tests.journeys.cloud import LOCAL_REPLY, write_cloud_home  # noqa: E402
 
 BEAT_S = 0.25
-SETTLE_TURNS = 8
+SETTLE_TURNS = 40
+"""Before the provider dies: the first turn loads the engine, which takes seconds when busy."""
 RETURN_S_MAX = 120.0
 DEATHS = ("refused", "silent", "cut", "overloaded")
 

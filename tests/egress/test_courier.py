@@ -75,8 +75,10 @@ async def provider(tls: ssl.SSLContext | None = None) -> AsyncIterator[Provider]
         server.close()
 
 
-def client(url: str, courier: Courier, lines: Lines | None = None) -> httpx2.AsyncClient:
-    config: Config = config_for(url)
+def client(
+    url: str, courier: Courier, lines: Lines | None = None, **network: str
+) -> httpx2.AsyncClient:
+    config: Config = config_for(url, network=network)
     egress = Egress(
         lambda: config, lines or Lines(), SystemClock(), environment={}, guard=Guard(),
         courier=courier,
@@ -231,6 +233,40 @@ async def test_tls_is_checked_by_the_courier(
             response = await opened(it, http, Errand(Label.PUBLIC, "a", "turn_1", "hold_2"))
             assert await response.aread() == b"hello world"
     assert len(it.requests) == 1
+
+
+async def test_a_call_through_a_proxy_is_carried_too(
+    certificate: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bytes] = []
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")[0])
+        port = int(asked[0].split()[1].rpartition(b":")[2])
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+        await asyncio.gather(_pour(reader, far_writer), _pour(far_reader, writer))
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    (tmp_path / "tapes").mkdir()
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    server = await asyncio.start_server(proxy, "127.0.0.1", 0)
+    address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with provider(context) as it, Courier(tmp_path / "tapes") as courier, server:
+        it.go_on.set()
+        assert await courier.is_ready()
+        async with client(it.url, courier, proxy=address) as http:
+            response = await opened(it, http)
+            assert await response.aread() == b"hello world"
+    assert asked == [f"CONNECT {it.url.removeprefix('https://')} HTTP/1.1".encode()]
+
+
+async def _pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while piece := await reader.read(1 << 16):
+            writer.write(piece)
+        writer.close()
 
 
 async def test_a_courier_that_stands_still_is_not_waited_for(tmp_path: Path) -> None:

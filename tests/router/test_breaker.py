@@ -91,7 +91,10 @@ def test_new_work_goes_back_within_a_minute_of_recovery_after_a_short_outage() -
     assert breaker.opens_again_in_s(60.0) <= 60.0
 
 
-@given(st.lists(st.tuples(st.sampled_from(["ok", "bad", "start"]), st.floats(0, 30)), max_size=80))
+STEPS = st.sampled_from(["ok", "bad", "start", "nothing"])
+
+
+@given(st.lists(st.tuples(STEPS, st.floats(0, 30)), max_size=80))
 def test_it_always_comes_back_to_half_open_within_the_longest_rest(
     history: list[tuple[str, float]],
 ) -> None:
@@ -102,10 +105,13 @@ def test_it_always_comes_back_to_half_open_within_the_longest_rest(
             breaker = succeeded(breaker, now_s)
         elif what == "bad":
             breaker = failed(breaker, now_s, "x")
-        else:
+        elif what == "start":
             breaker = started(breaker, now_s)
+        else:
+            breaker = ended(breaker)
         assert breaker.opens_again_in_s(now_s) <= BreakerConfig().open_s_max
         assert len(breaker.outcomes) <= 256
+    breaker = ended(breaker)  # whatever was started comes to an end
     assert breaker.state(now_s + BreakerConfig().open_s_max + 1) is not BreakerState.OPEN
 
 
