@@ -9,6 +9,7 @@ could take without giving up anything but cache is left alone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +34,12 @@ async def read_ahead(files: Sequence[Path], free_bytes: Callable[[], int] = free
 
 
 def _sizes(files: Sequence[Path]) -> dict[Path, int]:
-    return {path: path.stat().st_size for path in files if path.is_file()}
+    sizes = {}
+    for path in files:
+        with contextlib.suppress(OSError):
+            if path.is_file():
+                sizes[path] = path.stat().st_size
+    return sizes
 
 
 async def _advise(path: Path, size: int) -> int:

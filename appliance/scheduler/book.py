@@ -16,7 +16,6 @@ from appliance.scheduler.instances import Claim, Instance, ModelState
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.policy import Policy
 from appliance.scheduler.values import (
-    DEFAULT_WEIGHT,
     AgentSpec,
     DeviceView,
     Effect,
@@ -38,8 +37,10 @@ class Contention:
     models: int
 
     def share(self, weight: float) -> float:
-        """What is due to those who have the place and weigh so much; an agent's weight at least."""
-        weight = max(weight, DEFAULT_WEIGHT)
+        """What is due to those who have the place and weigh so much; where they are not known yet,
+        as much as to others."""
+        if weight <= 0.0:
+            return 1 / (1 + self.models)
         return weight / (weight + self.weight)
 
 

@@ -2,9 +2,9 @@
 back counts only after it stayed free for a while.
 
 A program that allocates in waves would otherwise make us unload and load with each wave. The held
-value is the maximum over the last seconds, kept as a falling staircase. How many seconds is learnt on
-each device: `calm_s` at first, half of that with each time the memory stayed away as long, twice as
-much when it was taken again meanwhile.
+value is the maximum over the last seconds, kept as a falling staircase. How many seconds is learnt
+on each device: `calm_s` at first, half of that with each time the memory stayed away as long, twice
+as much when it was taken again meanwhile.
 
 A dead process of ours can look like such a wave: the driver drops it from its list before its
 memory is free. What came back of ours in the same seconds is therefore taken off the staircase.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-
 
 LEAST_CALM = 0.25
 """Of `calm_s`: longer than a driver's readings lag, or a stale one would look like a wave."""

@@ -71,6 +71,8 @@ class Instance:
                 break
             self.clients_weight -= weight
             del self.clients[agent]
+        if not self.clients:
+            self.clients_weight = 0.0
         return self.clients_weight
 
     @property

@@ -173,7 +173,8 @@ def _claim(book: Book, state: ModelState, oldest: Waiting, now_s: float) -> bool
     found = _choose(book, state, leaving + idle, now_s)
     if found is None and (over := patience.turns_over(book, state, busy, oldest, now_s)):
         found = _choose(book, state, leaving + idle + over, now_s)
-        if found is not None and not patience.turn_has_come(book, state, found[1], oldest, now_s):
+        staying = [v for v in found[1] if v.state is ResidentState.READY] if found else []
+        if staying and not patience.turn_has_come(book, state, staying, oldest, now_s):
             return False
     if found is None:
         return False
@@ -226,6 +227,8 @@ def _evict(book: Book, victim: Instance, state: ModelState, oldest: Waiting, now
         reload_s=round(book.models[victim.model].load_s, 3),
         density=round(density(book, victim, now_s), 9),
         leases=len(victim.leases),
+        grants=victim.grants,
+        share=round(book.contention().share(victim.clients_weight), 3),
         waited_s=round(now_s - oldest.since_s, 3),
         overtaken=oldest.overtaken,
     )

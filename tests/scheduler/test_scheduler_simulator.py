@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,7 +45,8 @@ def test_agents_get_the_same_however_many_share_a_model(
     assert ours.most_overtaken <= Policy().max_overtaken
 
 
-def test_an_agent_of_twice_the_weight_gets_a_turn_twice_as_long() -> None:
-    agents = [Agent("a", "x", weight=2.0), Agent("b", "y")]
+@pytest.mark.parametrize("unit", [0.1, 1.0, 10.0])
+def test_an_agent_of_twice_the_weight_gets_a_turn_twice_as_long(unit: float) -> None:
+    agents = [Agent("a", "x", weight=2 * unit), Agent("b", "y", weight=unit)]
     ours = simulate(agents, MODELS[:2], [DeviceView("gpu0", 100)], hours=8)
     assert 1.7 < ours.turns["a"] / ours.turns["b"] < 2.3
