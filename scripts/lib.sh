@@ -86,6 +86,28 @@ want_programs() { # PROGRAM=PACKAGE...
     fi
 }
 
+# Real MCP servers for the tests: exactly the locked packages of npm, none of their scripts run.
+# Without npm, or without a network, the tests that want one say that it is not there.
+want_mcp_servers() { # VENV
+    local venv=$1 source=$REPOSITORY/tests/fakes/mcp/npm wanted
+    if ! command -v npm >/dev/null; then
+        say '   going on without: real MCP servers of Node (no npm here)'
+        return 0
+    fi
+    wanted=$(digest "$source/package-lock.json")
+    if is_stamped "$venv" mcp-servers "$wanted"; then
+        return 0
+    fi
+    mkdir -p "$venv/mcp-servers"
+    cp "$source/package.json" "$source/package-lock.json" "$venv/mcp-servers/"
+    if run_quietly 'real MCP servers' npm ci --prefix "$venv/mcp-servers" --ignore-scripts \
+        --no-audit --no-fund --silent; then
+        stamp "$venv" mcp-servers "$wanted"
+    else
+        say '   going on without: real MCP servers of Node'
+    fi
+}
+
 # Prints the newest usable interpreter: 3.11 or later.
 find_python() {
     local name

@@ -13,6 +13,7 @@ cd "$REPOSITORY"
 
 prepare .venv requirements-dev.lock
 want_programs bwrap=bubblewrap rg=ripgrep cc=gcc curl=curl
+want_mcp_servers .venv
 fetch_default_model .venv/bin/appliance --home .appliance
 case " $* " in *' --vllm '*) scripts/vllm-env ;; esac
 if [ "${1:-}" = --air-gap ]; then

@@ -127,8 +127,10 @@ class ModelInfo(ApiModel):
     context_window: int
     slots: int
     place: str = Field(description="local or cloud")
-    state: str
-    detail: str = ""
+    state: str = Field(
+        description="absent, starting, ready, draining, stopping, broken; in the cloud open or shut"
+    )
+    detail: str = Field(default="", description="Why it is broken or shut.")
     slots_free: int = 0
     waiting: int = 0
     predicted_wait_s: float = 0.0
@@ -243,6 +245,21 @@ class AnswerApproval(ApiModel):
     content: dict[str, Any] = Field(
         default_factory=dict, description="What a server's question asks for; see fields."
     )
+
+
+class Grant(ApiModel):
+    id: str
+    agent: str
+    tool: str
+    allow: bool = Field(description="Whether such calls run; false means never.")
+    arguments: dict[str, str] = Field(description="Patterns that all must match; empty: any call.")
+    granted_by: int
+    created_ms: int
+    revoked_ms: int | None = None
+
+
+class GrantList(ApiModel):
+    grants: list[Grant]
 
 
 class Check(ApiModel):

@@ -6,6 +6,7 @@ not see does not exist for them: another owner's session is `not_found`, never `
 
 from __future__ import annotations
 
+import json
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -15,7 +16,7 @@ from appliance.api.endpoint import Call, Endpoint, openapi
 from appliance.api.peer import Role
 from appliance.api.sse import stream_events
 from appliance.errors import BadRequest, NotFound, Refused
-from appliance.store.approvals import PENDING, ApprovalRow, Approvals
+from appliance.store.approvals import PENDING, ApprovalRow, Approvals, GrantRow, Grants
 from appliance.store.index import Index, SessionRow, TurnRow
 from appliance.turns.explain import explain_turn
 from appliance.turns.service import StartTurn, Turns
@@ -49,7 +50,7 @@ class Control(Protocol):
 
     async def doctor(self) -> bodies.Doctor: ...
 
-    def decisions(self, subject: str | None) -> list[dict[str, Any]]: ...
+    async def decisions(self, subject: str) -> bodies.Explanation: ...
 
     async def try_route(self, agent: str, text: str) -> bodies.Explanation: ...
 
@@ -63,10 +64,13 @@ class Control(Protocol):
 class NativeApi:
     """The endpoints under `/api/`, and `/healthz` and `/readyz`."""
 
-    def __init__(self, turns: Turns, index: Index, approvals: Approvals, control: Control) -> None:
+    def __init__(
+        self, turns: Turns, index: Index, approvals: Approvals, grants: Grants, control: Control
+    ) -> None:
         self._turns = turns
         self._index = index
         self._approvals = approvals
+        self._grants = grants
         self._control = control
 
     def endpoints(self) -> list[Endpoint]:
@@ -95,14 +99,18 @@ class NativeApi:
                      b.Cancelled),
             Endpoint("GET", "/api/turns/{turn}/explain", "Why a turn ran as it did", user,
                      self.explain, b.Explanation),
-            Endpoint("GET", "/api/decisions/{subject}", "Why a model was loaded or evicted", user,
-                     self.decisions, b.Explanation),
+            Endpoint("GET", "/api/decisions/{subject}", "Why models were loaded or evicted",
+                     user, self.decisions, b.Explanation),
             Endpoint("GET", "/api/approvals", "Questions to people", user, self.list_approvals,
                      b.ApprovalList, query=b.ApprovalPage),
             Endpoint("GET", "/api/approvals/{approval}", "One question", user, self.show_approval,
                      b.Approval),
             Endpoint("POST", "/api/approvals/{approval}", "Answer a question", user,
                      self.answer_approval, b.Approval, body=b.AnswerApproval),
+            Endpoint("GET", "/api/grants", "Standing answers, newest first", operator,
+                     self.list_grants, b.GrantList),
+            Endpoint("POST", "/api/grants/{grant}/revoke", "Take a standing answer back", operator,
+                     self.revoke_grant, b.Grant),
             Endpoint("GET", "/api/models", "Models and their state", user, self.models,
                      b.ModelList),
             Endpoint("GET", "/api/agents", "Agents", user, self.agents, b.AgentList),
@@ -178,10 +186,7 @@ class NativeApi:
         return await self._control.try_route(asked.agent, asked.text)
 
     async def decisions(self, call: Call) -> bodies.Explanation:
-        subject = call.path["subject"]
-        records = self._control.decisions(None if subject == "all" else subject)
-        lines = [f"{record['kind']} {record['subject']}" for record in records]
-        return bodies.Explanation(subject=subject, lines=lines, records=records)
+        return await self._control.decisions(call.path["subject"])
 
     # --- sessions -------------------------------------------------------------------------------
 
@@ -332,6 +337,18 @@ class NativeApi:
         )
         return _approval(done)
 
+    async def list_grants(self, call: Call) -> bodies.GrantList:
+        return bodies.GrantList(grants=[_grant(row) for row in await self._grants.all()])
+
+    async def revoke_grant(self, call: Call) -> bodies.Grant:
+        grant_id = call.path["grant"]
+        row = await self._grants.revoke(grant_id, call.peer.uid)
+        if row is None:
+            raise NotFound(
+                f"there is no standing answer {grant_id!r}", hint="appliance approvals standing"
+            )
+        return _grant(row)
+
     async def _fields(self, row: ApprovalRow) -> dict[str, Any] | None:
         """What a server that still waits for an answer asks for."""
         if row.reason != QUESTION or row.status != PENDING:
@@ -434,4 +451,18 @@ def _approval(row: ApprovalRow, fields: dict[str, Any] | None = None) -> bodies.
         expires_ms=row.expires_ms,
         decided_by=row.decided_by,
         fields=fields,
+    )
+
+
+def _grant(row: GrantRow) -> bodies.Grant:
+    said = json.loads(row.pattern)
+    return bodies.Grant(
+        id=row.grant_id,
+        agent=row.agent,
+        tool=row.tool,
+        allow=said["allow"],
+        arguments=said["arguments"],
+        granted_by=row.granted_by,
+        created_ms=row.created_ms,
+        revoked_ms=row.revoked_ms,
     )

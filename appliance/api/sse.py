@@ -1,21 +1,25 @@
 """Server-sent events: one JSON object an event, heartbeats, and a deadline for slow readers.
 
-A stream sends hundreds of events a second beside a model that needs every core, so an event costs
-one write and no task or timer of its own. One watcher a stream looks after what is rare: a quiet
-stream gets a heartbeat, and a reader that takes nothing is cut off.
+A stream sends hundreds of events a second beside a model that needs every core, so events that are
+there at once cost one write, and none a task or timer of its own. One watcher a stream looks after
+what is rare: a quiet stream gets a heartbeat, and a reader that takes nothing is cut off.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
 
 WRITE_S = 15.0
 """A reader that takes nothing for this long is gone; its place in the hub is freed."""
+
+WRITE_BYTES = 1 << 16
+"""Events joined into one write: enough for all that a live turn says at once, while a long history
+read back neither lies in memory twice nor makes one reader's deadline count for all of it."""
 
 HEARTBEAT_S = 15.0
 """Between two events a comment line keeps proxies and clients from giving up."""
@@ -24,7 +28,7 @@ _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 async def stream_events(
-    request: web.BaseRequest, items: AsyncIterator[Mapping[str, Any]]
+    request: web.BaseRequest, batches: AsyncIterator[Sequence[Mapping[str, Any]]]
 ) -> web.StreamResponse:
     """Send items as `event`/`id`/`data` until they end, the client goes, or stops reading.
 
@@ -39,8 +43,9 @@ async def stream_events(
     watching = asyncio.ensure_future(line.watch(patience))
     try:
         async with patience:
-            async for item in items:
-                await line.write(encode_event(item))
+            async for items in batches:
+                for data in _pieces(items):
+                    await line.write(data)
             await response.write_eof()
     except (TimeoutError, ConnectionError) as error:
         if isinstance(error, TimeoutError) and not patience.expired():
@@ -50,8 +55,8 @@ async def stream_events(
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
-        if hasattr(items, "aclose"):
-            await items.aclose()
+        if hasattr(batches, "aclose"):
+            await batches.aclose()
     return response
 
 
@@ -59,6 +64,20 @@ def encode_event(item: Mapping[str, Any]) -> bytes:
     """One event as the bytes of the stream."""
     position = f"id: {item['seq']}\n" if "seq" in item else ""
     return f"event: {item['type']}\n{position}data: {_to_json(item)}\n\n".encode()
+
+
+def _pieces(items: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
+    """The bytes of these events in as few writes as `WRITE_BYTES` allows."""
+    joined: list[bytes] = []
+    size = 0
+    for item in items:
+        joined.append(encode_event(item))
+        size += len(joined[-1])
+        if size >= WRITE_BYTES:
+            yield b"".join(joined)
+            joined, size = [], 0
+    if joined:
+        yield b"".join(joined)
 
 
 class _Line:

@@ -97,6 +97,42 @@ def deny(
     _answer(context, approval, "reject_always" if always else "reject_once", note, as_json)
 
 
+@app.command()
+def standing(context: typer.Context, as_json: JsonFlag = False) -> None:
+    """What was answered for good, with --always, and still holds.
+
+    Example: appliance approvals standing
+    """
+    found = ask_daemon(context, lambda client: client.get("/api/grants"))["grants"]
+    held = [grant for grant in found if grant["revoked_ms"] is None]
+    if as_json:
+        print_json(held)
+        return
+    now_ms = time.time_ns() // 1_000_000
+    print_table(
+        ("id", "agent", "tool", "answer", "given", "for"),
+        [(row["id"], row["agent"], row["tool"], "always" if row["allow"] else "never",
+          age(row["created_ms"], now_ms),
+          " ".join(f"{name}={clean(value)}" for name, value in row["arguments"].items())
+          or "any call")
+         for row in held],
+        "nothing was answered for good",
+    )  # fmt: skip
+
+
+@app.command()
+def revoke(context: typer.Context, grant: str, as_json: JsonFlag = False) -> None:
+    """Take a standing answer back: such calls are asked about again.
+
+    Example: appliance approvals revoke grant_…
+    """
+    done = ask_daemon(context, lambda client: client.post(f"/api/grants/{grant}/revoke", {}))
+    if as_json:
+        print_json(done)
+    else:
+        out.print(f"{done['tool']}: asked about again")
+
+
 def _answer(
     context: typer.Context,
     approval: str,

@@ -92,12 +92,15 @@ def turns(
 
 def explain(
     context: typer.Context,
-    subject: Annotated[str, typer.Argument(help="A turn id, or a model's name, or all.")],
+    subject: Annotated[
+        str,
+        typer.Argument(help="A turn id, a model's name, load, eviction, refusal, crash, or all."),
+    ],
     as_json: JsonFlag = False,
 ) -> None:
     """Why a turn ran where it did, or why a model was loaded, evicted or refused.
 
-    Example: appliance explain turn_…
+    Example: appliance explain turn_…, or: appliance explain eviction
     """
     path = f"/api/turns/{subject}/explain" if subject.startswith("turn_") else (
         f"/api/decisions/{subject}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import cycle
+from string import ascii_lowercase
 from typing import Annotated, Any
 
 import typer
@@ -58,11 +60,23 @@ def top(
 
 def render(found: dict[str, Any]) -> RenderableType:
     """The status as text and tables that fit 80 columns."""
+    letters = _letters(found["models"])
     parts: list[RenderableType] = [_headline(found)]
     parts += [Text(f"  {clean(reason)}", "yellow") for reason in found["reasons"]]
-    parts.append(_devices(found))
-    parts.append(_models(found))
+    parts.append(_devices(found, letters))
+    parts.append(_models(found, letters))
+    parts += [
+        Text(f"  {model['name']}: {clean(model['detail'])}", "dim")
+        for model in found["models"]
+        if model["detail"]
+    ]
     return Group(*parts)
+
+
+def _letters(models: list[dict[str, Any]]) -> dict[str, str]:
+    """A letter for each model that holds memory: the bars are made of them."""
+    resident = [model["name"] for model in models if model["vram_bytes"]]
+    return dict(zip(resident, cycle(ascii_lowercase), strict=False))
 
 
 def _headline(found: dict[str, Any]) -> Text:
@@ -79,13 +93,18 @@ def _headline(found: dict[str, Any]) -> Text:
     )
 
 
-def _devices(found: dict[str, Any]) -> Table:
+def _devices(found: dict[str, Any], letters: dict[str, str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("device", "memory", "used / total", ""):
         table.add_column(column, no_wrap=column == "memory", overflow="fold")
     for device in found["devices"]:
-        total, ours = device["total_bytes"], device["reserved_bytes"]
-        other = max(device["used_bytes"] - ours, 0) if device["used_bytes"] > ours else 0
+        ours = {
+            letters[model["name"]]: model["bytes_by_device"][device["id"]]
+            for model in found["models"]
+            if model["name"] in letters and device["id"] in model["bytes_by_device"]
+        }
+        promised = device["reserved_bytes"]
+        foreign = max(device["used_bytes"] - promised, 0)
         notes = [device["health"]] if device["health"] != "ok" else []
         if device["temperature_c"] is not None:
             notes.append(f"{device['temperature_c']} °C")
@@ -93,36 +112,44 @@ def _devices(found: dict[str, Any]) -> Table:
             notes.append(f"{device['power_w']:.0f} W")
         table.add_row(
             escape(device["name"]),
-            _bar(ours, other, total),
-            f"{_gib(ours + other)} / {_gib(total)} GiB",
+            _bar(ours, foreign, device["capacity_bytes"], device["total_bytes"]),
+            f"{_gib(promised + foreign)} / {_gib(device['total_bytes'])} GiB",
             " ".join(notes),
         )
     return table
 
 
-def _bar(ours: int, other: int, total: int) -> Text:
-    """Ours solid, foreign hatched, the rest empty."""
+def _bar(ours: dict[str, int], foreign: int, capacity: int, total: int) -> Text:
+    """Each model's bytes in its letter, other programs' hatched, the operator's reserve dashed at
+    the end, the rest dotted. Whoever holds anything gets a cell."""
     if total <= 0:
         return Text("no memory", "dim")
-    mine = min(round(BAR_CELLS * ours / total), BAR_CELLS)
-    theirs = min(round(BAR_CELLS * other / total), BAR_CELLS - mine)
-    bar = Text("█" * mine, "green")
-    bar.append("▒" * theirs, "yellow")
-    bar.append("·" * (BAR_CELLS - mine - theirs), "dim")
+
+    def cells(amount: int) -> int:
+        return min(max(round(BAR_CELLS * amount / total), int(amount > 0)), BAR_CELLS - len(bar))
+
+    bar = Text()
+    for letter, held in ours.items():
+        bar.append(letter * cells(held), "green")
+    bar.append("▒" * cells(foreign), "yellow")
+    reserve = cells(total - capacity) if capacity else 0
+    bar.append("·" * (BAR_CELLS - len(bar) - reserve), "dim")
+    bar.append("-" * reserve, "dim")
     return bar
 
 
-def _models(found: dict[str, Any]) -> Table:
+def _models(found: dict[str, Any], letters: dict[str, str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("model", "state", "slots", "waiting", "wait", "tokens/s", "memory"):
+    for column in ("", "model", "state", "slots", "waiting", "wait", "tokens/s", "memory"):
         table.add_column(column, overflow="fold")
     for model in found["models"]:
         busy = model["slots"] - model["slots_free"]
         rate = model["tokens_per_s"]
         table.add_row(
+            Text(letters.get(model["name"], ""), "green"),
             escape(model["name"]),
             model["state"],
-            f"{busy}/{model['slots']}",
+            f"{busy}/{model['slots']}" if model["slots"] else "",
             str(model["waiting"]),
             f"{model['predicted_wait_s']:.1f} s",
             f"{rate:.0f}" if rate else "",

@@ -40,7 +40,8 @@ class ApprovalRule(Section):
     )
     arguments: Mapping[str, str] = Field(
         default_factory=dict,
-        description="Argument name to pattern; all must match, such as { command = 'git *' }.",
+        description="Argument name to pattern; all must match, such as { command = 'git *' }. "
+        "A pattern that denies shell text can be written around: allow what may run instead.",
     )
     decision: Decision = Field(description="allow, ask or deny.")
 
@@ -53,7 +54,10 @@ class AgentLimits(Section):
         None, ge=1, le=10_000_000, description="Tokens a turn may generate."
     )
     turn_s_max: float | None = Field(
-        None, gt=0, le=604_800, description="Seconds a turn may take, waiting included."
+        None,
+        gt=0,
+        le=604_800,
+        description="Seconds a turn may take; waiting for a person does not count.",
     )
     spend_micro_usd_max: Usd | None = Field(
         None, alias="spend_usd_max", description="Dollars a turn may spend in the cloud."

@@ -21,7 +21,10 @@ class Limits(Section):
         16_384, ge=1, le=10_000_000, description="Tokens a turn may generate, all steps together."
     )
     turn_s_max: float = Field(
-        1_800.0, gt=0, le=604_800, description="Seconds a turn may take, waiting included."
+        1_800.0,
+        gt=0,
+        le=604_800,
+        description="Seconds a turn may take; waiting for a person does not count.",
     )
     spend_micro_usd_max: Usd = Field(
         1_000_000,

@@ -31,6 +31,7 @@ from appliance.config.schema import Config
 from appliance.daemon import systemd
 from appliance.daemon.audit import JournalAudit
 from appliance.daemon.control import Control
+from appliance.daemon.decisions import Decisions
 from appliance.daemon.doctor import run_checks
 from appliance.daemon.engines import Engines
 from appliance.daemon.outside import DaemonSecrets, EgressFetcher, EgressHttp
@@ -41,10 +42,13 @@ from appliance.daemon.ports import (
     TurnElicitor,
     TurnSampler,
 )
+from appliance.daemon.read_ahead import read_ahead
 from appliance.daemon.reload import Configuration
 from appliance.daemon.sizes import Sizes
+from appliance.daemon.tapes import Tapes
 from appliance.daemon.vram import VramWatch
 from appliance.daemon.weights import Weights
+from appliance.egress.courier.courier import Courier
 from appliance.egress.door import Egress
 from appliance.egress.guard import PROCESS_GUARD
 from appliance.gpu.calibration import Calibration
@@ -99,11 +103,18 @@ async def run_daemon(
         database = await rooms.enter_async_context(Database(paths.state_dir))
         journal = Journal(database, clock)
         index, approvals = Index(database), Approvals(database)
+        grants = Grants(database, journal, clock)
         prober = await rooms.enter_async_context(Prober(clock=clock, interval_s=config.gpu.poll_s))
         PROCESS_GUARD.install()
-        egress = Egress(lambda: configuration.current, JournalAudit(journal), clock)
+        courier = await rooms.enter_async_context(Courier(paths.state_dir / "tapes"))
+        if config.network.air_gap:
+            await courier.cut()
+        egress = Egress(
+            lambda: configuration.current, JournalAudit(journal), clock, courier=courier
+        )
+        tapes = Tapes(courier, lambda: configuration.current)
         purse = await rooms.enter_async_context(
-            Budgets(lambda: configuration.current, journal, Ledger(database), clock)
+            Budgets(lambda: configuration.current, journal, Ledger(database), clock, tapes)
         )
         engines = Engines(lambda: configuration.current, paths, manifest, egress, purse, clock)
         placer = MemoryPlacer(
@@ -114,11 +125,26 @@ async def run_daemon(
         vram = VramWatch(
             prober, sizes, lambda name: _weights_of(configuration.current, name, paths, manifest)
         )
+        decisions = await rooms.enter_async_context(Decisions(journal, clock))
+
+        def files() -> dict[str, tuple[Path, ...]]:
+            return model_files(configuration.current, paths.models_dir, manifest)
+
+        async def read_files_ahead(model: str) -> None:
+            await read_ahead(files().get(model, ()))
+
         scheduler = await rooms.enter_async_context(
-            Scheduler(Core(placer), engines, clock, memory=vram)
+            Scheduler(
+                Core(placer),
+                engines,
+                clock,
+                memory=vram,
+                on_decision=decisions.take,
+                read_ahead=read_files_ahead,
+            )
         )
         await scheduler.inventory_changed(device_views(prober.latest, config))
-        weights = Weights(lambda: model_files(configuration.current, paths.models_dir, manifest))
+        weights = Weights(files)
 
         order = asyncio.Lock()
 
@@ -142,7 +168,7 @@ async def run_daemon(
         learning = Learning(lambda: configuration.current, database, clock)
         surroundings = Surroundings(
             lambda: configuration.current,
-            Grants(database),
+            grants,
             place_labels,
             lambda: _workspaces(configuration.current, paths),
             clock,
@@ -156,7 +182,7 @@ async def run_daemon(
                 paths.state_dir,
                 clock,
                 Ports(
-                    delegate=TurnDelegate(lambda: turns),
+                    delegate=TurnDelegate(lambda: turns, lambda: configuration.current, clock),
                     elicitor=TurnElicitor(lambda: turns),
                     sampler=TurnSampler(lambda: turns, lambda: configuration.current, clock),
                     notes=AgentNotes(JournalNotes(journal)),
@@ -232,15 +258,22 @@ async def run_daemon(
             approvals=approvals,
             places=places,
             learning=learning,
+            decisions=decisions,
             budget=purse.summary,
             checks=checks,
             servers=toolbox.servers,
             clock=clock,
         )
-        native = NativeApi(turns, index, approvals, control)
+        native = NativeApi(turns, index, approvals, grants, control)
 
         async def apply(before: Config, after: Config, changes: tuple[diffs.Change, ...]) -> None:
+            if after.network.air_gap and not before.network.air_gap:
+                await courier.cut()
             await reconfigure()
+
+        async def settle_left() -> None:
+            await purse.settle_left()
+            await courier.tidy()
 
         configuration.on_change(apply)
         background = await rooms.enter_async_context(asyncio.TaskGroup())
@@ -270,6 +303,7 @@ async def run_daemon(
                 _tell_inventory(prober, scheduler, configuration, vram), name="gpu"
             ),
             background.create_task(systemd.feed_watchdog(is_alive), name="watchdog"),
+            background.create_task(settle_left(), name="tapes"),
         ]
         asyncio.get_running_loop().add_signal_handler(
             signal.SIGHUP, lambda: background.create_task(configuration.reload_quietly())

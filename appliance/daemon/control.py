@@ -13,6 +13,7 @@ from appliance.api import bodies
 from appliance.clock import Clock
 from appliance.config import diff as diffs
 from appliance.config.models import ClaudeModel, ModelConfig, leaves_machine
+from appliance.daemon.decisions import Decisions
 from appliance.daemon.reload import Configuration
 from appliance.errors import ConfigError, Conflict, NotFound
 from appliance.gpu.types import Inventory
@@ -46,6 +47,7 @@ class Control:
         approvals: Approvals,
         places: Places,
         learning: Learning,
+        decisions: Decisions,
         budget: Callable[[], Awaitable[dict[str, Any]]],
         checks: Callable[[], Awaitable[list[bodies.Check]]],
         servers: McpServers,
@@ -58,6 +60,7 @@ class Control:
         self._approvals = approvals
         self._places = places
         self._learning = learning
+        self._decisions = decisions
         self._budget = budget
         self._checks = checks
         self._servers = servers
@@ -115,9 +118,40 @@ class Control:
             for model in agent.models:
                 users.setdefault(model, []).append(name)
         return [
-            _model(name, model, capacity.models.get(name), users.get(name, []))
+            self._model(name, model, capacity.models.get(name), users.get(name, []))
             for name, model in config.models.items()
         ]
+
+    def _model(
+        self, name: str, model: ModelConfig, now: ModelCapacity | None, agents: list[str]
+    ) -> bodies.ModelInfo:
+        is_cloud = leaves_machine(model) or isinstance(model, ClaudeModel)
+        state: Mapping[str, Any] = {} if now is None else {
+            "state": now.state.value,
+            "detail": now.reason,
+            "slots": now.slots,
+            "slots_free": now.slots_free,
+            "waiting": now.waiting,
+            "predicted_wait_s": round(now.predicted_wait_s, 3),
+            "load_s": round(now.load_s, 3),
+            "tokens_per_s": now.tokens_per_s,
+            "vram_bytes": now.vram_bytes,
+            "bytes_by_device": dict(now.bytes_by_device),
+        }  # fmt: skip
+        reached: Mapping[str, Any] = {}
+        if is_cloud:
+            note = self._places.shut_note(name)
+            reached = {"state": "shut" if note else "open", "detail": note}
+        known = {"state": "unknown", "slots": model.slots}
+        return bodies.ModelInfo(
+            name=name,
+            engine=model.engine,
+            description=model.description,
+            context_window=model.context_window,
+            place="cloud" if is_cloud else "local",
+            agents=agents,
+            **{**known, **state, **reached},
+        )
 
     def agents(self) -> list[bodies.AgentInfo]:
         return [
@@ -177,12 +211,9 @@ class Control:
             )
         return bodies.Doctor(ok=all(check.ok for check in checks), checks=checks)
 
-    def decisions(self, subject: str | None) -> list[dict[str, Any]]:
-        return [
-            {"at_s": record.at_s, "kind": record.kind, "subject": record.subject,
-             "numbers": dict(record.numbers)}
-            for record in self._scheduler.decisions(subject=subject)
-        ]  # fmt: skip
+    async def decisions(self, subject: str) -> bodies.Explanation:
+        lines, records = await self._decisions.about(subject)
+        return bodies.Explanation(subject=subject, lines=lines, records=records)
 
     async def try_route(self, agent: str, text: str) -> bodies.Explanation:
         config = self._configuration.current
@@ -236,34 +267,6 @@ class Control:
                 hint="appliance mcp list",
             )
         return next(entry for entry in self.mcp() if entry.name == server)
-
-
-def _model(
-    name: str, model: ModelConfig, now: ModelCapacity | None, agents: list[str]
-) -> bodies.ModelInfo:
-    is_cloud = leaves_machine(model) or isinstance(model, ClaudeModel)
-    state: Mapping[str, Any] = {} if now is None else {
-        "state": now.state.value,
-        "detail": now.reason,
-        "slots": now.slots,
-        "slots_free": now.slots_free,
-        "waiting": now.waiting,
-        "predicted_wait_s": round(now.predicted_wait_s, 3),
-        "load_s": round(now.load_s, 3),
-        "tokens_per_s": now.tokens_per_s,
-        "vram_bytes": now.vram_bytes,
-        "bytes_by_device": dict(now.bytes_by_device),
-    }  # fmt: skip
-    known = {"state": "unknown", "slots": model.slots}
-    return bodies.ModelInfo(
-        name=name,
-        engine=model.engine,
-        description=model.description,
-        context_window=model.context_window,
-        place="cloud" if is_cloud else "local",
-        agents=agents,
-        **{**known, **state},
-    )
 
 
 def _devices(inventory: Inventory, capacity: Capacity) -> list[bodies.DeviceInfo]:

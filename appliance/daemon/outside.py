@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx2
 
@@ -23,6 +24,13 @@ FETCH = Purpose("tool", "fetch")
 USER_AGENT = "appliance"
 MCP_READ_TIMEOUT_S = 300.0
 """Silence of an MCP server's stream; it is opened again then. A call has its own, shorter limit."""
+
+MCP_ANSWER_MAX_BYTES = 8 << 20
+"""Of one answer, and of a second of a stream: what a line over stdio may have. The SDK reads an
+answer whole, and bounds a stream's events alone."""
+
+MCP_LINES_PER_S_MAX = 10_000
+"""Of a stream: about 3,000 messages, as many as one over stdio may send."""
 
 HANDSHAKES = frozenset(
     {"initialize", "notifications/initialized", "notifications/cancelled", "ping", "tools/list",
@@ -83,7 +91,10 @@ class EgressHttp:
             httpx2.AsyncClient(
                 transport=_Handshaking(lent),
                 timeout=lent.timeout,
-                headers={"Authorization": f"Bearer {bearer}"} if bearer else {},
+                headers={
+                    "Accept-Encoding": "identity",
+                    **({"Authorization": f"Bearer {bearer}"} if bearer else {}),
+                },
                 follow_redirects=False,
                 trust_env=False,
             ) as client,
@@ -103,13 +114,50 @@ class _Handshaking(httpx2.AsyncBaseTransport):
             if current_errand() is not None or not _is_handshake(
                 await request.aread(), request.method
             ):
-                return await self._lent.send(request, stream=True)
+                return _bounded(await self._lent.send(request, stream=True))
             with on_errand(Errand(Label.PUBLIC)):
-                return await self._lent.send(request, stream=True)
+                return _bounded(await self._lent.send(request, stream=True))
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             reason = f"{request.url.host} cannot be reached: {str(error) or type(error).__name__}"
             told = reason.encode("ascii", "replace").decode()
             return httpx2.Response(502, headers={UNREACHED: told}, request=request)
+
+
+def _bounded(answer: httpx2.Response) -> httpx2.Response:
+    """The same answer, cut off where it is too much. Packed ones are not read at all: a few bytes
+    of them may be gigabytes."""
+    if answer.headers.get("content-encoding", "identity") != "identity":
+        return httpx2.Response(502, headers={"reason": "a packed answer"}, stream=answer.stream)
+    streams = answer.headers.get("content-type", "").startswith("text/event-stream")
+    return httpx2.Response(
+        answer.status_code,
+        headers=answer.headers,
+        stream=_Bounded(answer.stream, a_second=streams),
+        extensions=answer.extensions,
+    )
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    """A body of at most `MCP_ANSWER_MAX_BYTES` in all, or in each second."""
+
+    def __init__(self, inner: Any, a_second: bool) -> None:
+        self._inner = inner
+        self._a_second = a_second
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        loop = asyncio.get_running_loop()
+        began_s, seen_bytes, seen_lines = loop.time(), 0, 0
+        async for piece in self._inner:
+            if self._a_second and loop.time() - began_s >= 1:
+                began_s, seen_bytes, seen_lines = loop.time(), 0, 0
+            seen_bytes += len(piece)
+            seen_lines += piece.count(b"\n") if self._a_second else 0
+            if seen_bytes > MCP_ANSWER_MAX_BYTES or seen_lines > MCP_LINES_PER_S_MAX:
+                raise httpx2.ReadError("it sent more than an honest server does")
+            yield piece
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
 
 
 class DaemonSecrets:

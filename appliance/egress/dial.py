@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import httpcore2
 
 from appliance.config.schema import Config
+from appliance.egress.courier.courier import Courier
 from appliance.egress.guard import Guard
 from appliance.egress.rules import Target, address_refusal, is_address
 from appliance.errors import EgressDenied
@@ -68,6 +69,32 @@ class Dialler(httpcore2.AsyncNetworkBackend):
 
         return await self._first_open(target, connect)
 
+    async def open_socket(
+        self, target: Target, timeout_s: float | None
+    ) -> tuple[socket.socket, tuple[str, int]]:
+        """A connected socket and where it leads, for the courier. Raises as `connect_tcp`."""
+
+        async def connect(address: str) -> tuple[socket.socket, tuple[str, int]]:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await asyncio.get_running_loop().sock_connect(sock, (address, target.port))
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except TimeoutError as error:
+                sock.close()
+                raise httpcore2.ConnectTimeout(f"no answer from {target}") from error
+            except OSError as error:
+                sock.close()
+                raise httpcore2.ConnectError(f"{target}: {error}") from error
+            except BaseException:
+                sock.close()
+                raise
+            return sock, (address, target.port)
+
+        return await self._first_open(target, connect)
+
     async def _first_open(self, target: Target, connect: Callable[[str], Awaitable[T]]) -> T:
         """The first of the target's addresses that opens; each is checked before it is tried."""
         last: Exception | None = None
@@ -108,3 +135,35 @@ class Dialler(httpcore2.AsyncNetworkBackend):
         except OSError as error:
             raise httpcore2.ConnectError(f"the name {target.host}: {error}") from error
         return [str(info[4][0]) for info in found][:ADDRESSES_MAX]
+
+
+class CarriedDialler(httpcore2.AsyncNetworkBackend):
+    """The same, with every connection handed to the courier as soon as it is open."""
+
+    def __init__(self, dialler: Dialler, courier: Courier) -> None:
+        self._dialler = dialler
+        self._courier = courier
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """Raises as `Dialler.connect_tcp`."""
+        target = Target("tcp", host.lower(), port)
+        sock, address = await self._dialler.open_socket(target, timeout)
+        try:
+            return self._courier.carry(sock, address)
+        except OSError as error:
+            raise httpcore2.ConnectError(f"the courier: {error}") from error
+
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
+    ) -> httpcore2.AsyncNetworkStream:
+        raise EgressDenied("the door opens no unix sockets")
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)

@@ -6,13 +6,13 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import httpx2
 
 from appliance.clock import Clock
 from appliance.config.models import ClaudeModel, RemoteModel, reached
 from appliance.config.schema import Config
+from appliance.egress.courier.courier import Courier
 from appliance.egress.dial import Dialler
 from appliance.egress.gate import Gate
 from appliance.egress.guard import PROCESS_GUARD, Guard
@@ -44,12 +44,14 @@ class Egress:
         *,
         environment: Mapping[str, str] = os.environ,
         guard: Guard = PROCESS_GUARD,
+        courier: Courier | None = None,
     ) -> None:
         self._config = config
         self._audit = audit
         self._clock = clock
         self._environment = environment
         self._guard = guard
+        self._courier = courier
         self._dialler = Dialler(config, guard)
         self._rates: dict[str, Rates] = {}
         for name in _TALKATIVE:
@@ -103,7 +105,13 @@ class Egress:
         connect_s = self._config().network.connect_timeout_s
         return httpx2.AsyncClient(
             transport=DoorTransport(
-                purpose, self._config, self._dialler, self._audit, self._clock, self._answered
+                purpose,
+                self._config,
+                self._dialler,
+                self._audit,
+                self._clock,
+                self._answered,
+                self._courier if purpose.kind == "model" else None,
             ),
             timeout=httpx2.Timeout(read_timeout_s, connect=connect_s, pool=connect_s),
             follow_redirects=False,

@@ -24,6 +24,8 @@ class Errand:
     """The highest label of all that the request carries."""
     agent: str = ""
     turn_id: str = ""
+    tape: str = ""
+    """The name under which the courier tapes the answer; empty: it is not carried."""
 
 
 _current: ContextVar[Errand | None] = ContextVar("egress_errand", default=None)

@@ -66,7 +66,7 @@ class Asked:
 
 
 class Gate:
-    """The proxy, at a bound unix socket. `async with` listens, and leaves with the socket's file."""
+    """The proxy, at a bound unix socket. `async with` listens, and removes the socket's file."""
 
     def __init__(
         self,

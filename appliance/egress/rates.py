@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 PREFIX = "anthropic-ratelimit-"
 KINDS = ("requests", "tokens", "input-tokens", "output-tokens")
 MAX_RESET_S = 3_600.0
 """A reset further away than this is a wrong clock, theirs or ours."""
+
+HELD_S_MAX = 60.0
+"""However long a 429 says to wait, after a minute one request finds out whether it still holds: a
+provider that is back must not stay unused because of a word it said in trouble."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +62,14 @@ def observed(
     held = rates.held_until_s
     wait_s = retry_after_s(headers)
     if status == 429 and wait_s is not None:
-        held = max(held, now_s + min(wait_s, MAX_RESET_S))
+        held = max(held, now_s + min(wait_s, HELD_S_MAX))
     return Rates(buckets, held)
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds the server asks to wait (`retry-after-ms`, else `retry-after` in seconds)."""
+    """Seconds the server asks to wait: `retry-after-ms`, else `retry-after` in seconds or as a
+    date, else until the limit that is used up is reset. Times are told by the server's own clock
+    (`date`), so that ours need not agree with it."""
     for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
             value = float(headers[name]) / scale
@@ -70,16 +77,48 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
             continue
         if 0 <= value < float("inf"):
             return value
-    return None
+    said = _date(headers.get("date"))
+    if said is None:
+        return None
+    until = [_date(headers.get("retry-after")), *_used_up(headers)]
+    return next((max((at - said).total_seconds(), 0.0) for at in until if at is not None), None)
+
+
+def _used_up(headers: Mapping[str, str]) -> list[datetime]:
+    """When the limits of which nothing remains are reset, the latest first."""
+    resets = [
+        _moment(headers.get(f"{PREFIX}{kind}-reset"))
+        for kind in KINDS
+        if headers.get(f"{PREFIX}{kind}-remaining") == "0"
+    ]
+    return sorted((at for at in resets if at is not None), reverse=True)
+
+
+def _date(text: str | None) -> datetime | None:
+    try:
+        at = parsedate_to_datetime(text or "")
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+def _moment(text: str | None) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
 def _bucket(headers: Mapping[str, str], kind: str, now_s: float, wall_ms: int) -> Bucket | None:
     try:
         remaining = int(headers[f"{PREFIX}{kind}-remaining"])
-        reset = datetime.fromisoformat(headers[f"{PREFIX}{kind}-reset"])
-        left_s = reset.timestamp() - wall_ms / 1000
-    except (KeyError, ValueError, OverflowError):
+    except (KeyError, ValueError):
         return None
+    reset = _moment(headers.get(f"{PREFIX}{kind}-reset"))
+    if reset is None:
+        return None
+    left_s = reset.timestamp() - wall_ms / 1000
     limit = headers.get(f"{PREFIX}{kind}-limit", "")
     return Bucket(
         int(limit) if limit.isascii() and limit.isdigit() else None,

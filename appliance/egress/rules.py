@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from appliance.config.models import ClaudeModel, reached
 from appliance.config.schema import Config
 from appliance.egress.errand import Errand
-from appliance.types import Label
+from appliance.types import Label, highest
 
 MAX_LABEL_OUT = Label.INTERNAL
 """The most sensitive data that may go to another machine."""
@@ -57,8 +57,8 @@ def target_of(url: str) -> Target:
 def refusal(config: Config, purpose: Purpose, target: Target, errand: Errand | None) -> str | None:
     """Why this request must not be sent; None when it may.
 
-    Air gap first, since nothing else matters there; then the host, then the label. A request
-    nobody labelled is refused like a private one.
+    Air gap first, since nothing else matters there; then the host, then the label, that of the
+    agent as it is now included. A request nobody labelled is refused like a private one.
     """
     if config.network.air_gap and not target.is_loopback:
         return f"air gap: {target} is not this machine"
@@ -68,8 +68,10 @@ def refusal(config: Config, purpose: Purpose, target: Target, errand: Errand | N
         return f"{target} is not an allowed host of {purpose}"
     if errand is None:
         return f"a request to {target} carries no label"
-    if leaves(config, purpose, target) and errand.label.rank > MAX_LABEL_OUT.rank:
-        return f"{errand.label} data must not leave for {target}"
+    agent = config.agents.get(errand.agent)
+    label = errand.label if agent is None else highest(errand.label, agent.label)
+    if leaves(config, purpose, target) and label.rank > MAX_LABEL_OUT.rank:
+        return f"{label} data must not leave for {target}"
     return None
 
 

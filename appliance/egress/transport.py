@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,10 @@ import httpx2
 
 from appliance.clock import Clock
 from appliance.config.schema import Config
-from appliance.egress.dial import Dialler
+from appliance.egress.courier.courier import Courier
+from appliance.egress.courier.stream import Exchange, exchanging
+from appliance.egress.courier.tape import Tape, header_of
+from appliance.egress.dial import CarriedDialler, Dialler
 from appliance.egress.errand import Errand, current_errand
 from appliance.egress.rules import Purpose, Target, refusal
 from appliance.errors import EgressDenied
@@ -57,7 +61,9 @@ class Line:
 class DoorTransport(httpx2.AsyncBaseTransport):
     """One client's way out. `egress.sent` is recorded before the first byte leaves, with what is
     sent; `egress.received` when the answer ends, however it ends; `egress.refused` instead of
-    both. Raises `EgressDenied` for what the rules refuse, httpx2's errors for the rest."""
+    both. `egress.adopted` instead of `egress.sent` where an earlier daemon has sent the very same
+    request of the turn: its answer is on tape, and is not asked for again. Raises `EgressDenied`
+    for what the rules refuse, httpx2's errors for the rest."""
 
     def __init__(
         self,
@@ -67,13 +73,17 @@ class DoorTransport(httpx2.AsyncBaseTransport):
         audit: Audit,
         clock: Clock,
         on_answer: Callable[[Purpose, httpx2.Headers, int], None],
+        courier: Courier | None = None,
     ) -> None:
         self._purpose = purpose
         self._config = config
         self._audit = audit
         self._clock = clock
         self._on_answer = on_answer
-        self._pool = _pool(config().network.proxy, dialler)
+        self._courier = courier
+        proxy = config().network.proxy
+        self._pool = _pool(proxy, dialler)
+        self._carried = None if courier is None else _pool(proxy, CarriedDialler(dialler, courier))
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         target = _target(request.url)
@@ -84,11 +94,19 @@ class DoorTransport(httpx2.AsyncBaseTransport):
         if reason is not None:
             await self._audit.record("egress.refused", {**line.to_json(), "reason": reason})
             raise EgressDenied(reason, hint="[network] in config.toml says what may leave")
+        exchange = _exchange(self._purpose, request, body, errand)
+        if exchange is not None and self._courier is not None:
+            tape = self._courier.adopt(exchange.header["turn"], exchange.header["match"])
+            if tape is not None:
+                return await self._adopted(tape, line)
         await self._audit.record("egress.sent", line.to_json())
         started_s = self._clock.monotonic()
+        pool = self._pool
+        if exchange is not None and self._carried is not None:
+            pool = self._carried
         try:
-            with _httpx_errors():
-                answer = await self._pool.handle_async_request(_core_request(request, body))
+            with _httpx_errors(), exchanging(exchange):
+                answer = await pool.handle_async_request(_core_request(request, body))
         except BaseException:
             await self._closed(line, started_s, 0, 0)
             raise
@@ -107,6 +125,23 @@ class DoorTransport(httpx2.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         await self._pool.aclose()
+        if self._carried is not None:
+            await self._carried.aclose()
+
+    async def _adopted(self, tape: Tape, line: Line) -> httpx2.Response:
+        started_s = self._clock.monotonic()
+        await self._audit.record("egress.adopted", {**line.to_json(), "tape": tape.name})
+        answer = await tape.response()
+
+        async def closed(bytes_in: int) -> None:
+            await self._closed(line, started_s, answer.status_code, bytes_in)
+
+        return httpx2.Response(
+            answer.status_code,
+            headers=answer.headers,
+            stream=_CountedStream(answer.stream, closed),
+            extensions={"adopted": tape.name},
+        )
 
     async def _closed(self, line: Line, started_s: float, status: int, bytes_in: int) -> None:
         await self._audit.record(
@@ -156,7 +191,7 @@ def _httpx_errors() -> Iterator[None]:
         raise
 
 
-def _pool(proxy: str, dialler: Dialler) -> httpcore2.AsyncConnectionPool:
+def _pool(proxy: str, dialler: httpcore2.AsyncNetworkBackend) -> httpcore2.AsyncConnectionPool:
     """A pool that dials through the door. Certificates: the system's store, nothing from the
     environment."""
     tls = ssl.create_default_context()
@@ -185,6 +220,17 @@ def _core_request(request: httpx2.Request, body: bytes) -> httpcore2.Request:
         content=body,
         extensions=request.extensions,
     )
+
+
+def _exchange(
+    purpose: Purpose, request: httpx2.Request, body: bytes, errand: Errand | None
+) -> Exchange | None:
+    """The request as the courier wants it; None where its answer is not to be taped."""
+    if errand is None or not errand.tape:
+        return None
+    match = hashlib.sha256(f"{request.method} {request.url}\n".encode() + body).hexdigest()
+    header = header_of(errand.tape, errand.turn_id, purpose.name, match)
+    return Exchange(header, len(body))
 
 
 def _target(url: httpx2.URL) -> Target:

@@ -63,6 +63,12 @@ def started(breaker: Breaker, now_s: float) -> Breaker:
     return breaker
 
 
+def ended(breaker: Breaker) -> Breaker:
+    """An attempt came to nothing: throttled, our own fault, cancelled. It says nothing of the
+    backend; but were it the probe, the next may go."""
+    return replace(breaker, probe_s=None)
+
+
 def succeeded(breaker: Breaker, now_s: float) -> Breaker:
     """An attempt came back well: whatever was, the backend works now."""
     return Breaker(outcomes=() if breaker.opened_s is not None else _kept(breaker, now_s, True))

@@ -16,7 +16,9 @@ Three limits stand one behind the other:
   attempt: a thousand waiting steps do not become three thousand requests to a provider that is
   down. The sizes are those the AWS SDKs settled on in 2026; they give all of it back, but then a
   provider that fails one call in five draws 1.24 requests for each call for ever. With 10 of 14
-  back the steady state is 1.13, and the fall-back takes the rest.
+  back the steady state is 1.13, and the fall-back takes the rest. A step that has somewhere else
+  to go draws on the last 42 tokens of a full bucket alone, always at the full price, so that the
+  steady state holds from the first turn on; what lies below is for the steps that have not.
 
 A retry is billed again (there is no idempotency key), so a retry after output began is refused
 unless nothing of that output was shown.
@@ -33,6 +35,8 @@ DEFAULT = RetryConfig()
 BUDGET_TOKENS = 500
 TRANSIENT_TOKENS = 14
 THROTTLED_TOKENS = 5
+SPARE_TOKENS = 3 * TRANSIENT_TOKENS
+"""At the top of a full bucket: what steps may use that could go elsewhere instead."""
 _REFUND_SHARE = 0.75
 
 
@@ -46,11 +50,11 @@ class Failure(StrEnum):
     THROTTLED = "throttled"
     """429: our rate."""
     SPENT = "spent"
-    """402, or a 429 that says a spending limit is reached: time does not help."""
+    """402, a 429 that says a spending limit is reached, no credit left: time does not help."""
     DENIED = "denied"
     """401, 403: the key or the right."""
     OURS = "ours"
-    """400, 404, 413, 422: the request itself."""
+    """400, 404, 413, 422, a redirect: the request itself, or where it was sent."""
 
     @property
     def is_retryable(self) -> bool:
@@ -93,7 +97,7 @@ _BY_BODY_TYPE = {
     "timeout_error": Failure.TRANSIENT,
 }
 
-_SPENT_CODES = frozenset({"enforced_spend_limit_reached"})
+_SPENT_CODES = frozenset({"enforced_spend_limit_reached", "credit_balance_too_low"})
 
 
 def classify(
@@ -103,6 +107,8 @@ def classify(
     type, and `status` None (no answer at all: refused, reset, timed out, cut) is transient."""
     if error_code in _SPENT_CODES:
         return Failure.SPENT
+    if status is not None and 300 <= status < 400:
+        return Failure.OURS
     if status is None or status < 400:
         return _BY_BODY_TYPE.get(body_type or "", Failure.TRANSIENT)
     if status in _BY_STATUS:
@@ -131,7 +137,8 @@ class Attempt:
     `number` is 0 for the first. `retry_after_s` and `should_retry` are the server's own words
     (`retry-after`, `x-should-retry`), None where it said nothing. `was_shown` says that output of
     the attempt reached a client. `time_left_s` is what the deadline leaves now, `needs_s` how long
-    an attempt is expected to take.
+    an attempt is expected to take. `has_elsewhere` says that another provider, or this machine,
+    could make the step.
     """
 
     failure: Failure
@@ -141,6 +148,7 @@ class Attempt:
     was_shown: bool = False
     time_left_s: float | None = None
     needs_s: float = 0.0
+    has_elsewhere: bool = False
 
 
 class GiveUpReason(StrEnum):
@@ -188,9 +196,10 @@ def decide(
     wait_s = delay_s(attempt.number, attempt.retry_after_s, draw, limits)
     if attempt.time_left_s is not None and wait_s + attempt.needs_s > attempt.time_left_s:
         return GiveUp(GiveUpReason.DEADLINE, can_fall_back=True)
-    tokens = THROTTLED_TOKENS if attempt.failure is Failure.THROTTLED else TRANSIENT_TOKENS
+    is_cheap = attempt.failure is Failure.THROTTLED and not attempt.has_elsewhere
+    tokens = THROTTLED_TOKENS if is_cheap else TRANSIENT_TOKENS
     left = budget.take(tokens)
-    if left is None:
+    if left is None or (attempt.has_elsewhere and left.tokens < BUDGET_TOKENS - SPARE_TOKENS):
         return GiveUp(GiveUpReason.BUDGET, can_fall_back=True)
     return Retry(wait_s, left, int(tokens * _REFUND_SHARE))
 

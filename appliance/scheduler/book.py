@@ -16,17 +16,31 @@ from appliance.scheduler.instances import Claim, Instance, ModelState
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.policy import Policy
 from appliance.scheduler.values import (
+    DEFAULT_WEIGHT,
     AgentSpec,
     DeviceView,
     Effect,
-    ParkIdle,
     Placer,
+    ReadAhead,
     Record,
     ResidentState,
     StopInstance,
 )
 from appliance.scheduler.waiting import WaitingQueue
 from appliance.types import Json
+
+
+@dataclass(frozen=True, slots=True)
+class Contention:
+    """The weight of the agents who wait for a place, and how many models they wait for."""
+
+    weight: float
+    models: int
+
+    def share(self, weight: float) -> float:
+        """What is due to those who have the place and weigh so much; an agent's weight at least."""
+        weight = max(weight, DEFAULT_WEIGHT)
+        return weight / (weight + self.weight)
 
 
 @dataclass(slots=True, eq=False)
@@ -60,7 +74,14 @@ class Book:
     """Of the instances those that load, and those that are to go or go, by id."""
     wanted: tuple[ModelState, ...] = ()
     """The models to be loaded without being asked for."""
+    _claimed: int = 0
+    _open: tuple[int, dict[str, int]] = (-1, {})
     _ready: tuple[Instance, ...] | None = None
+    _contention: Contention | None = None
+
+    def begin(self) -> None:
+        """An event comes in."""
+        self.effects, self._contention = [], None
 
     def fresh(self, prefix: str) -> str:
         self.next_id += 1
@@ -81,6 +102,7 @@ class Book:
     def add(self, state: ModelState, instance: Instance) -> None:
         """A model's instance starts; a claim that waited for this is done with."""
         self.claim(state, None)
+        state.is_read_ahead = False
         state.current = self.instances[instance.instance_id] = instance
         self.starting[instance.instance_id] = instance
 
@@ -118,7 +140,6 @@ class Book:
         self.starting.pop(instance.instance_id, None)
         self.leaving[instance.instance_id] = instance
         instance.state = ResidentState.STOPPING
-        self.effects.append(ParkIdle(instance.instance_id))
         self.effects.append(StopInstance(instance.instance_id, reason))
         self.record(now_s, "stop", instance.model, instance=instance.instance_id, why=reason)
 
@@ -144,6 +165,14 @@ class Book:
             del self.claiming[state.spec.name]
             self.doubted = True
         state.claim = claim
+        self._claimed += 1
+
+    def read_ahead(self, state: ModelState, now_s: float) -> None:
+        """Somebody waits for the model and there is no room yet; said once until it loads."""
+        if state.spec.needs_memory and not state.is_read_ahead:
+            state.is_read_ahead = True
+            self.effects.append(ReadAhead(state.spec.name))
+            self.record(now_s, "read_ahead", state.spec.name)
 
     def claims(self) -> Iterator[Claim]:
         """Whose bytes are spoken for, the oldest claim first."""
@@ -165,6 +194,36 @@ class Book:
         """The model is neither loaded nor loading, nor is room being made, and it may be tried."""
         served = state.current is not None or state.claim is not None
         return not served and state.breaker.retry_at_s <= now_s
+
+    @property
+    def room(self) -> int:
+        """Rises whenever anything changes what fits into free bytes."""
+        return self.ledger.changes + self._claimed
+
+    def open_free(self) -> dict[str, int]:
+        """Free bytes per device less what outstanding claims count on. Not to be changed."""
+        known, free = self._open
+        if known != self.room:
+            free = self.ledger.all_free()
+            for claim in self.claims():
+                victims = [self.ledger.held_by(victim) for victim in claim.victims]
+                for device, need in claim.fit.bytes_by_device.items():
+                    coming = sum(held.get(device, 0) for held in victims)
+                    free[device] = max(free.get(device, 0) - max(need - coming, 0), 0)
+            self._open = (self.room, free)
+        return free
+
+    def contention(self) -> Contention:
+        """Who waits for a model that has no place, as the event found it."""
+        if self._contention is None:
+            models = self.models
+            weights = [
+                line.weight
+                for name, line in self.queue.lines.items()
+                if models[name].current is None
+            ]
+            self._contention = Contention(sum(weights), len(weights))
+        return self._contention
 
     def can_be_delayed(self, model: str, now_s: float) -> bool:
         """Grants to others may still put off the load of this model: it has no claim, or one whose

@@ -6,11 +6,13 @@ the provider's own figures are journalled as they become known (`seen`); a settl
 promise by the bill.
 
 The hard case is a call whose end nobody here saw: cut, cancelled, timed out, or alive when the
-process was killed. What it cost is decided by what the journal last heard, by one rule for all:
+process was killed. The answers of paid calls are on tape (`egress.courier`), written by a process
+that outlives this one; a call that a killed daemon left is settled to what its tape says, which is
+the provider's own count, when the answer has ended. Until then the reservation stands. Without a
+tape, or where it tells nothing, what the journal last heard decides:
 
 - it was never sent, or the provider refused it: nothing is due;
-- it had begun: due is what was last seen. The engine tells of the prompt's cost at the answer's
-  first event and of the output every few tokens, so this is right to within one such step;
+- it had begun: due is what was last seen;
 - it was sent, and nothing was heard: due is the prompt, as guessed from its length (`assumed` in
   the event). A provider stops generating when the connection goes.
 
@@ -27,12 +29,13 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from appliance.clock import Clock, new_id
 from appliance.config.schema import Config
+from appliance.engines.provider.bill import Due
 from appliance.errors import ApplianceError
 from appliance.scheduler.caps import Limit, Payer, day_of, limits, standing_limits
 from appliance.store.journal import Draft, Journal
@@ -42,10 +45,67 @@ from appliance.types import Json, Usage
 log = logging.getLogger(__name__)
 
 STREAM = "budget"
+SETTLE_S = 5.0
+"""How long a call whose answer was adopted waits for the one that pays for it to be settled: both
+come to the end of the same tape."""
+
 PAGE = 1_000
 """Events read at once when a start looks back for what was heard."""
 
 HEARD = ("budget.sent", "budget.refused", "budget.seen")
+
+
+class Tapes(Protocol):
+    """The answers of paid calls as the courier wrote them down, by reservation."""
+
+    async def is_ready(self) -> bool:
+        """Whether a call that is about to leave will be taped."""
+        ...
+
+    def was_left(self, name: str) -> bool:
+        """Whether an earlier daemon left a tape of this call."""
+        ...
+
+    async def due(self, name: str) -> Due | None:
+        """What the tape tells when nothing more can come; None where it tells nothing."""
+        ...
+
+    def forget(self, name: str) -> None:
+        """The call is settled."""
+        ...
+
+
+class NoTapes:
+    """Where no call is taped."""
+
+    async def is_ready(self) -> bool:
+        return False
+
+    def was_left(self, name: str) -> bool:
+        return False
+
+    async def due(self, name: str) -> Due | None:
+        return None
+
+    def forget(self, name: str) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """What a killed process last wrote of a call."""
+
+    kind: str = "budget.refused"
+    is_taped: bool = False
+    amounts: dict[Currency, int] = field(default_factory=dict)
+
+    @property
+    def due(self) -> dict[Currency, int] | None:
+        """What is due by that alone. No tape is made after its request left: taped, and no tape
+        there, is not sent."""
+        if self.kind == "budget.refused" or (self.kind == "budget.sent" and self.is_taped):
+            return None
+        return self.amounts
 
 
 @dataclass(slots=True, eq=False)
@@ -57,10 +117,22 @@ class _Call:
     guess: Usage | None = None
     """What was sent, and not yet refused or heard of."""
     seen: Usage | None = None
+    is_taped: bool = False
+    adopted: str = ""
+    """The earlier call that asked for its answer, and is the one to be charged."""
 
     @property
     def reservation_id(self) -> str:
         return self.rows[0].reservation_id
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Left:
+    """A reservation of a killed daemon whose answer is on tape, or on its way there."""
+
+    rows: tuple[SpendRow, ...]
+    heard: _Heard
+    is_settled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Hold:
@@ -74,7 +146,7 @@ class Hold:
         """The call ended and this is its bill."""
         call, self._call = self._call, None
         if call is not None:
-            await self._budgets.close(call, usage)
+            await self._budgets.close(call, None if call.adopted else usage)
 
     async def release(self) -> None:
         """The call ended without a bill: due is what the rule of the module says."""
@@ -86,16 +158,24 @@ class Hold:
 class Budgets:
     """Satisfies `turns.step.Spending`, `turns.places.Purse` and `engines.provider.meter`.
 
-    `async with`: entering closes what a killed process left open and loads the mirror.
+    `async with`: entering closes what a killed process left open and loads the mirror. What is
+    still on its way to a tape is closed by `settle_left`.
     """
 
     def __init__(
-        self, config: Callable[[], Config], journal: Journal, ledger: Ledger, clock: Clock
+        self,
+        config: Callable[[], Config],
+        journal: Journal,
+        ledger: Ledger,
+        clock: Clock,
+        tapes: Tapes | None = None,
     ) -> None:
         self._config = config
         self._journal = journal
         self._ledger = ledger
         self._clock = clock
+        self._tapes = tapes or NoTapes()
+        self._on_tape: dict[str, _Left] = {}
         self._open: dict[str, _Call] = {}
         self._totals: dict[tuple[Currency, Scope, str, str], Total] = {}
         self._warned: set[Limit] = set()
@@ -137,13 +217,35 @@ class Budgets:
             del self._open[call.turn_id]
         amounts = None if usage is None else _amounts(usage)
         await asyncio.shield(self._close(call.rows, amounts, assumed=assumed))
+        if call.is_taped:
+            self._tapes.forget(call.reservation_id)
+        left = self._on_tape.get(call.adopted)
+        if left is not None:  # when a turn has ended, what it cost is in the ledger
+            with suppress(TimeoutError):
+                await asyncio.wait_for(left.is_settled.wait(), SETTLE_S)
+
+    async def settle_left(self) -> None:
+        """Close what a killed process left on tape, each call as its answer ends."""
+        async with asyncio.TaskGroup() as calls:
+            for name, left in list(self._on_tape.items()):
+                calls.create_task(self._settle_left(name, left))
 
     # --- engines.provider.meter ----------------------------------------------------------------
 
-    async def sent(self, turn_id: str, guess: Usage) -> None:
-        """The turn's call is about to leave. Not on disk yet when it returns, but safe from a
-        killed process."""
+    async def sent(self, turn_id: str, guess: Usage) -> str:
+        """The turn's call is about to leave; the name of its tape, empty for none. Not on disk yet
+        when it returns, but safe from a killed process."""
+        call = self._open.get(turn_id)
+        if call is not None:
+            call.is_taped = await self._tapes.is_ready()
         await self._heard(turn_id, "budget.sent", guess=guess)
+        return call.reservation_id if call is not None and call.is_taped else ""
+
+    async def adopted(self, turn_id: str, tape: str) -> None:
+        """It was not sent: its answer is on the tape of an earlier call, which pays for it."""
+        if (call := self._open.get(turn_id)) is not None:
+            call.adopted = tape
+        await self._heard(turn_id, "budget.refused")
 
     async def refused(self, turn_id: str) -> None:
         """The turn's call was not taken."""
@@ -159,9 +261,17 @@ class Budgets:
         call = self._open.get(turn_id)
         if call is None:
             return
+        if call.adopted and kind == "budget.seen":
+            return
         call.guess, call.seen = guess, seen
         amounts = _amounts(seen or guess or Usage())
-        body = {"reservation": call.reservation_id, "turn": turn_id, **_amounts_json(amounts)}
+        body: dict[str, Json] = {
+            "reservation": call.reservation_id,
+            "turn": turn_id,
+            **_amounts_json(amounts),
+        }
+        if call.is_taped:
+            body["taped"] = True
         await self._journal.append(Draft(STREAM, kind, body), durable=False)
 
     # --- GPU time -------------------------------------------------------------------------------
@@ -294,19 +404,39 @@ class Budgets:
         oldest_ms = min(row.at_ms for (row, *_) in calls.values())
         heard = await self._last_heard(set(calls), oldest_ms)
         for reservation_id, rows in calls.items():
-            kind, due = heard.get(reservation_id, ("budget.refused", {}))
+            last = heard.get(reservation_id, _Heard())
+            if self._tapes.was_left(reservation_id):
+                self._on_tape[reservation_id] = _Left(tuple(rows), last)
+                continue
+            due = last.due
             log.info("a call of turn %s was under way at the last end (%s): %s",
-                     rows[0].turn, kind, _amounts_json(due))  # fmt: skip
-            was_taken = kind != "budget.refused"
-            await self._close(
-                tuple(rows), due if was_taken else None, assumed=kind == "budget.sent"
-            )
+                     rows[0].turn, last.kind, _amounts_json(due or {}))  # fmt: skip
+            is_guess = due is not None and last.kind == "budget.sent"
+            await self._close(tuple(rows), due, assumed=is_guess)
 
-    async def _last_heard(
-        self, reservations: set[str], since_ms: int
-    ) -> dict[str, tuple[str, dict[Currency, int]]]:
+    async def _settle_left(self, name: str, left: _Left) -> None:
+        """What cannot be settled now, on a full disk say, is settled after the next start."""
+        try:
+            await self._settle_from_tape(name, left)
+        except (ApplianceError, OSError) as error:
+            log.warning("the call of turn %s stays promised: %s", left.rows[0].turn, error)
+        left.is_settled.set()
+
+    async def _settle_from_tape(self, name: str, left: _Left) -> None:
+        told, heard = await self._tapes.due(name), left.heard
+        if told is not None:
+            due = None if told.usage is None else _amounts(told.usage)
+        else:
+            due = heard.amounts if heard.kind != "budget.refused" else None
+        is_guess = told is None and heard.kind == "budget.sent"
+        turn = left.rows[0].turn
+        log.info("a call of turn %s went on without us: %s", turn, _amounts_json(due or {}))
+        await asyncio.shield(self._close(left.rows, due, assumed=is_guess))
+        del self._on_tape[name]
+
+    async def _last_heard(self, reservations: set[str], since_ms: int) -> dict[str, _Heard]:
         """The last event of each that was heard of, and its amounts. The newest are read first."""
-        heard: dict[str, tuple[str, dict[Currency, int]]] = {}
+        heard: dict[str, _Heard] = {}
         before: int | None = None
         while events := await self._journal.read(
             STREAM, before=before, limit=PAGE, newest_first=True, kinds=HEARD
@@ -317,7 +447,8 @@ class Budgets:
                         currency: int(event.body[currency.value])
                         for currency in (Currency.MICRO_USD, Currency.CLOUD_TOKENS)
                     }
-                    heard.setdefault(event.body["reservation"], (event.kind, amounts))
+                    last = _Heard(event.kind, bool(event.body.get("taped")), amounts)
+                    heard.setdefault(event.body["reservation"], last)
             if events[-1].at_ms < since_ms:
                 break
             before = events[-1].seq

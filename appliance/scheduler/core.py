@@ -14,7 +14,7 @@ from dataclasses import replace
 from heapq import heappop, heappush
 from typing import assert_never
 
-from appliance.scheduler import grants, outlook, patience, pressure, room
+from appliance.scheduler import grants, outlook, pressure, room
 from appliance.scheduler.book import Book
 from appliance.scheduler.breaker import Breaker
 from appliance.scheduler.forecast import Forecast
@@ -71,7 +71,7 @@ class Core:
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         """Takes one event in and says what is to be done, in this order."""
         book = self._book
-        book.effects = []
+        book.begin()
         match event:
             case StepRequested():
                 self._requested(event, now_s)
@@ -133,6 +133,7 @@ class Core:
         model = min(known, key=lambda m: (self._cannot(m, now_s) is not None, self._wait(m, now_s)))
         obstacle = self._cannot(model, now_s)
         book.models[model].in_use = True
+        book.models[model].asked(now_s, book.policy.hold_s)
         self._observe(step.agent, book.models[model], now_s)
         if obstacle is not None:
             self._refuse(step.request_id, *obstacle, now_s, self._retry_s(model, now_s))
@@ -177,6 +178,8 @@ class Core:
             book.queue.correct(held.step.agent, extra_s, held.step.weight)
         if not instance.leases:
             instance.idle_since_s = now_s
+            if state is not None:
+                state.fell_idle_s = now_s
             if instance.state is ResidentState.DRAINING:
                 book.stop(instance, instance.doomed, now_s)
 
@@ -285,7 +288,7 @@ class Core:
         if state.spec.fingerprint != spec.fingerprint:
             self._retire(state, "its configuration changed", now_s)
             state.breaker = Breaker(book.policy)
-        state.spec = spec
+        state.spec, state.misfit_room = spec, -1
         if state.current is not None:
             state.current.spec = spec
 
@@ -384,14 +387,18 @@ class Core:
         book = self._book
         soonest, least_s = math.inf, now_s + 1.0
         models, patience_s = book.models, book.policy.swap_patience_s
-        victim_s = patience.reload_s(book, book.ready()[:1])
+        likely = book.ready()[:1]
+        victim_s = sum(models[victim.model].load_s for victim in likely)
+        contention = book.contention()
+        share = contention.share(sum(victim.clients_weight for victim in likely))
+        part = share * (contention.models + 1)
         for model, line in book.queue.lines.items():
             state = models[model]
             if state.current is not None or state.claim is not None:
                 continue
             turn_s = state.breaker.retry_at_s
             if turn_s <= now_s:
-                turn_s = line.oldest.since_s + patience_s(state.load_s + victim_s)
+                turn_s = line.oldest.since_s + patience_s(state.load_s + victim_s) * part
                 if turn_s < least_s:
                     turn_s = least_s
             if turn_s < soonest:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -41,8 +40,8 @@ from appliance.scheduler.values import (
     InventoryChanged,
     LeaseReleased,
     ModelSpec,
-    ParkIdle,
     Preempt,
+    ReadAhead,
     Record,
     Refuse,
     StartInstance,
@@ -56,8 +55,6 @@ from appliance.types import Priority, Progress, Usage
 
 log = logging.getLogger(__name__)
 
-DECISIONS_KEPT = 2048
-"""Records held for `explain` and `status`; older ones are in the journal."""
 
 STUCK_BYTES_S = 5.0
 """A dead process whose bytes are not back after this is named in a record, and waited for on."""
@@ -163,6 +160,7 @@ class _Running:
 class Scheduler:
     """Leases on engines. Use as `async with`; exit ends every instance.
 
+    `read_ahead` brings a model's files closer while it waits for room; it does not raise.
     `on_decision` is called with each `Record`, on the loop, and must not block.
     """
 
@@ -173,18 +171,20 @@ class Scheduler:
         clock: Clock,
         *,
         memory: MemoryWatch | None = None,
+        read_ahead: Callable[[str], Coroutine[None, None, None]] | None = None,
         on_decision: Callable[[Record], None] | None = None,
     ) -> None:
         self._core = core
         self._engines = engines
         self._clock = clock
         self._memory = memory
+        self._read_ahead = read_ahead
+        self._reading: dict[str, asyncio.Task[None]] = {}
         self._on_decision = on_decision
         self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[None] | None]] = asyncio.Queue()
         self._waiting: dict[str, asyncio.Future[Grant]] = {}
         self._leases: dict[str, Lease] = {}
         self._running: dict[str, _Running] = {}
-        self._decisions: deque[Record] = deque(maxlen=DECISIONS_KEPT)
         self._timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -210,6 +210,8 @@ class Scheduler:
         for running in self._running.values():
             running.end()
         self._owner.cancel()
+        for reading in self._reading.values():
+            reading.cancel()
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(Overloaded("the daemon is stopping", retry_after_s=5.0))
@@ -228,11 +230,6 @@ class Scheduler:
     def snapshot(self) -> Capacity:
         """What there is now; frozen. Informs, never gates."""
         return self._core.capacity(self._clock.monotonic())
-
-    def decisions(self, limit: int = 100, subject: str | None = None) -> list[Record]:
-        """The latest records, newest last; `subject` keeps those about one model or request."""
-        found = [r for r in self._decisions if subject is None or _is_about(r, subject)]
-        return found[-limit:]
 
     async def reconfigure(self, models: Sequence[ModelSpec], agents: Sequence[AgentSpec]) -> None:
         """Replaces the wanted state; returns once the core has decided, not once it is done."""
@@ -323,8 +320,8 @@ class Scheduler:
                 self._refuse(effect)
             case StartInstance():
                 self._start(effect)
-            case ParkIdle():
-                pass
+            case ReadAhead():
+                self._begin_reading(effect.model)
             case StopInstance():
                 if effect.instance_id in self._running:
                     self._running[effect.instance_id].end()
@@ -332,7 +329,6 @@ class Scheduler:
                 if effect.lease_id in self._leases:
                     self._leases[effect.lease_id].preempted.set()
             case Record():
-                self._decisions.append(effect)
                 if self._on_decision is not None:
                     self._on_decision(effect)
             case WakeAt():
@@ -366,6 +362,13 @@ class Scheduler:
             self._timer.cancel()
         delay_s = max(time_s - self._clock.monotonic(), 0.0)
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._tell, Tick())
+
+    def _begin_reading(self, model: str) -> None:
+        if self._read_ahead is not None and model not in self._reading:
+            assert self._group is not None
+            task = self._group.create_task(self._read_ahead(model), name=f"read {model}")
+            self._reading[model] = task
+            task.add_done_callback(lambda _: self._reading.pop(model))
 
     # ── instances ───────────────────────────────────────────────────────────────────────────────
 
@@ -452,7 +455,3 @@ def _step(need: LeaseRequest) -> StepRequested:
         need.max_tokens,
         need.preemptible,
     )
-
-
-def _is_about(record: Record, subject: str) -> bool:
-    return record.subject == subject or subject in record.numbers.values()

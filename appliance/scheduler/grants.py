@@ -110,7 +110,7 @@ def _grant(book: Book, instance: Instance, waiting: Waiting, now_s: float) -> No
     lease_id = book.fresh("lease")
     queue_s = now_s - waiting.since_s
     load_s = max(instance.ready_s - max(instance.started_s, waiting.since_s), 0.0)
-    instance.leases[lease_id] = Held(lease_id, step, now_s, waiting.cost_s)
+    instance.hold(Held(lease_id, step, now_s, waiting.cost_s))
     book.leases[lease_id] = instance
     book.queue.granted(waiting)
     for model in book.queue.passed_by(waiting):

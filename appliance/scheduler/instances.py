@@ -45,10 +45,33 @@ class Instance:
     has_died: bool = False
     is_guess: bool = False
     """Loaded without being asked for, into bytes that were free (`refill`)."""
+    grants: int = 0
+    clients: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """The agents it serves, by their latest grant: when, and the agent's weight."""
+    clients_weight: float = 0.0
     model: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.model = self.spec.name
+
+    def hold(self, held: Held) -> None:
+        """A slot is granted."""
+        self.leases[held.lease_id] = held
+        self.grants += 1
+        agent, weight = held.step.agent, held.step.weight
+        self.clients_weight += weight - self.clients.pop(agent, (0.0, 0.0))[1]
+        self.clients[agent] = (held.since_s, weight)
+
+    def weight_since(self, since_s: float) -> float:
+        """The weight of the agents that were granted a slot since then; the others, who seem to
+        have gone, are forgotten."""
+        while self.clients:
+            agent, (at_s, weight) = next(iter(self.clients.items()))
+            if at_s >= since_s:
+                break
+            self.clients_weight -= weight
+            del self.clients[agent]
+        return self.clients_weight
 
     @property
     def slots_free(self) -> int:
@@ -85,13 +108,28 @@ class ModelState:
     checked_epoch: int = -1
     misfit: str = ""
     """Why it could not even be loaded alone, when last checked; empty if it could."""
+    misfit_room: int = -1
+    """`Book.room` when it did not fit into free bytes."""
     current: Instance | None = None
     """The instance that is starting or ready; leaving ones are in `Book.instances` alone."""
     claim: Claim | None = None
+    is_read_ahead: bool = False
+    """Its files are being read while it waits for room."""
     wanted: bool = False
     """To be loaded without being asked for: pinned, preloaded, or an agent was bound to it."""
     in_use: bool = False
     """Asked for since it last left for lack of use: worth having back when memory is free."""
+
+    fell_idle_s: float | None = None
+    """When its last lease came back; None once it is asked for again."""
+    keeps_coming: float = 0.5
+    """How often it was asked for again within `Policy.hold_s`, loaded or not."""
+
+    def asked(self, now_s: float, hold_s: float) -> None:
+        if self.fell_idle_s is not None:
+            came_back = now_s - self.fell_idle_s <= hold_s
+            self.keeps_coming = _blend(self.keeps_coming, float(came_back))
+            self.fell_idle_s = None
 
     def measured_load(self, seconds: float) -> None:
         first = self.loads == 0

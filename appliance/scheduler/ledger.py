@@ -20,14 +20,18 @@ class Ledger:
         self._capacity: dict[str, int] = {}
         self._used: dict[str, int] = {}
         self._held: dict[str, dict[str, int]] = {}
+        self.changes = 0
+        """How often anything changed: what was asked of it is true until the next time."""
 
     def set_capacity(self, account: str, capacity: int) -> None:
         """Opens the account or changes what it holds; never touches reservations."""
+        self.changes += 1
         self._capacity[account] = capacity
         self._used.setdefault(account, 0)
 
     def close(self, account: str) -> None:
         """A capacity of zero, and the account is forgotten once nothing is held on it."""
+        self.changes += 1
         if self._used.get(account, 0) == 0:
             self._capacity.pop(account, None)
             self._used.pop(account, None)
@@ -40,6 +44,7 @@ class Ledger:
         assert all(amount >= 0 for amount in amounts.values()), "amounts are not negative"
         if any(amount > self.free(account) for account, amount in amounts.items() if amount):
             return False
+        self.changes += 1
         self._held[holder] = {account: amount for account, amount in amounts.items() if amount}
         for account, amount in self._held[holder].items():
             self._used[account] = self._used.get(account, 0) + amount
@@ -54,6 +59,7 @@ class Ledger:
 
     def release(self, holder: str) -> None:
         """Gives everything back; an unknown holder is an error of ours."""
+        self.changes += 1
         for account, amount in self._held.pop(holder).items():
             self._used[account] -= amount
 

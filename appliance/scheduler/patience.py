@@ -3,8 +3,12 @@
 Idle models give way at once, unless an agent is expected back on them before the swap would pay:
 then they are kept for `hold_s`, the pause between two steps of a turn. Busy ones give way when the
 waiter's turn has come: it is due (overtaken too often), or more urgent than all that they serve, or
-it has waited so long that the swap, at its measured cost, takes no more than `swap_share` of the
-time. The last is the ski-rental rule: work as long as the swap costs, times a factor, then pay.
+their own turn is over. A turn is a share of two budgets, in proportion to the weight of the agents
+that the model serves among all who contend for a place: of the times a waiter may be overtaken, so
+that those who take turns never make each other due; and of the seconds after which a swap, at its
+measured cost, takes no more than `swap_share` of the time (the ski-rental rule: work as long as the
+swap costs, times a factor, then pay). So two agents who share a model get a turn twice as long as
+one who has a model to itself, and everybody the same.
 
 What has waiters of its own is not idle, even where the barrier keeps it from granting; and its
 place is only taken for a waiter who is older than all of them. Otherwise two models that both wait
@@ -24,22 +28,25 @@ from appliance.types import Priority
 def places(
     book: Book, state: ModelState, oldest: Waiting, now_s: float
 ) -> tuple[list[Instance], list[Instance]]:
-    """The instances whose place may ever be taken for this waiter, and those who may go now."""
-    ready, idle = [], []
+    """The idle instances that may go now, and the others whose place may ever be taken for this
+    waiter."""
+    idle: list[Instance] = []
+    busy: list[Instance] = []
     lines, seq = book.queue.lines, oldest.seq
     for instance in book.ready():
         if instance.spec.pinned:
             continue
         line = lines.get(instance.model)
         if line is None:
-            ready.append(instance)
-            if not instance.leases:
-                idle.append(instance)
+            (busy if instance.leases else idle).append(instance)
         elif line.oldest.seq > seq:
-            ready.append(instance)
-    if idle and _is_held(book, oldest):
-        idle = []
-    return ready, [i for i in idle if not _is_between_steps(book, state, i, oldest, now_s)]
+            busy.append(instance)
+    if not idle:
+        return idle, busy
+    if _is_held(book, oldest):
+        return [], busy + idle
+    held = [i for i in idle if _is_between_steps(book, state, i, oldest, now_s)]
+    return [i for i in idle if i not in held], busy + held
 
 
 def _is_held(book: Book, oldest: Waiting) -> bool:
@@ -52,17 +59,19 @@ def _is_held(book: Book, oldest: Waiting) -> bool:
 def _is_between_steps(
     book: Book, state: ModelState, instance: Instance, oldest: Waiting, now_s: float
 ) -> bool:
-    """Idle for a moment only: its agent is expected back, and to wait for it costs less than two
-    swaps. Bounded by `hold_s` each time, and by the turn of whoever waits."""
+    """Idle for a moment only: what it saves if it is asked for again, a swap there and back, times
+    how often that happens, is more than the wait. Bounded by `hold_s` each time, and by the turn
+    of whoever waits. A forecast from arrivals would not do: who never gets two steps in a row
+    asks as seldom as that."""
     hold_s = book.policy.hold_s
     if now_s - instance.idle_since_s >= hold_s or book.queue.is_due(oldest):
         return False
     if oldest.step.priority is Priority.INTERACTIVE:
         return False
-    if _waited_s(oldest, [instance], now_s) >= swap_patience_s(book, state, [instance]):
+    if _is_turn_over(book, state, [instance], oldest, now_s):
         return False
-    swap_s = state.load_s + book.models[instance.model].load_s
-    return book.forecast.next_use_s(instance.model, now_s) <= swap_s
+    held = book.models[instance.model]
+    return held.keeps_coming * (state.load_s + held.load_s) >= hold_s
 
 
 def _work_elsewhere(book: Book) -> bool:
@@ -72,27 +81,21 @@ def _work_elsewhere(book: Book) -> bool:
     return bool(book.starting or book.claiming)
 
 
-def turn_may_have_come(
-    book: Book, state: ModelState, ready: list[Instance], oldest: Waiting, now_s: float
-) -> bool:
-    """The turn has come for one victim at least, without whom it has come for no set of them: all
-    of a set have to be worth it, and its cost is the sum. Spares choosing them."""
+def turns_over(
+    book: Book, state: ModelState, busy: list[Instance], oldest: Waiting, now_s: float
+) -> list[Instance]:
+    """Those of them whose place may be taken now. A set of them need not be worth it together."""
     if book.queue.is_due(oldest):
-        return True
+        return busy
     if book.policy.wait_for_dry:
-        return False
+        return []
     first = book.queue.first(state.spec.name)
     assert first is not None
-    if any(_outranks(book, first, [victim]) for victim in ready):
-        return True
-    waits_s = now_s - oldest.since_s
-    if waits_s < book.policy.swap_patience_s(state.load_s):
-        return False
-    for victim in ready:
-        cost_s = state.load_s + book.models[victim.model].load_s
-        if min(waits_s, now_s - victim.ready_s) >= book.policy.swap_patience_s(cost_s):
-            return True
-    return False
+    return [
+        victim
+        for victim in busy
+        if _outranks(book, first, [victim]) or _is_turn_over(book, state, [victim], oldest, now_s)
+    ]
 
 
 def turn_has_come(
@@ -106,7 +109,7 @@ def turn_has_come(
     assert first is not None
     if _outranks(book, first, victims):
         return True
-    return _waited_s(oldest, victims, now_s) >= swap_patience_s(book, state, victims)
+    return _is_turn_over(book, state, victims, oldest, now_s)
 
 
 def _outranks(book: Book, first: Waiting, victims: list[Instance]) -> bool:
@@ -128,16 +131,19 @@ def _outranks(book: Book, first: Waiting, victims: list[Instance]) -> bool:
     return served
 
 
-def _waited_s(oldest: Waiting, victims: list[Instance], now_s: float) -> float:
-    """How long the waiter has waited for these: a victim's turn begins when it is loaded."""
-    return now_s - max([oldest.since_s, *(victim.ready_s for victim in victims)])
-
-
-def swap_patience_s(book: Book, state: ModelState, victims: list[Instance]) -> float:
-    """How long busy victims keep their place against a waiter, by `swap_share`."""
-    return book.policy.swap_patience_s(state.load_s + reload_s(book, victims))
-
-
-def reload_s(book: Book, victims: Sequence[Instance]) -> float:
-    """Seconds that loading these again would take."""
-    return sum(book.models[v.model].load_s for v in victims if v.model in book.models)
+def _is_turn_over(
+    book: Book, state: ModelState, victims: Sequence[Instance], oldest: Waiting, now_s: float
+) -> bool:
+    """The victims have had their share since the waiter came, or since they were loaded."""
+    contention, since_s = book.contention(), oldest.since_s
+    mine, grants, began_s, cost_s = 0.0, 0, since_s, state.load_s
+    for victim in victims:
+        mine += victim.weight_since(since_s)
+        grants += victim.grants
+        began_s = max(began_s, victim.ready_s)
+        cost_s += book.models[victim.model].load_s
+    share = contention.share(mine)
+    if min(oldest.overtaken, grants) >= max(book.policy.max_overtaken * share, 1.0):
+        return True
+    turn_s = book.policy.swap_patience_s(cost_s) * share * (contention.models + len(victims))
+    return now_s - began_s >= turn_s

@@ -32,11 +32,10 @@ def make_room(book: Book, now_s: float) -> bool:
     if book.draining:
         return False
     changed = _complete_claims(book, now_s)
-    urgent = _most_urgent(book, now_s)
-    free = _open_free(book) if urgent else {}
-    for state in urgent:
-        if _load_for_waiters(book, state, free, now_s):
-            changed, free = True, _open_free(book)
+    for state in _most_urgent(book, now_s):
+        changed |= _load_for_waiters(book, state, now_s)
+        if state.current is None:
+            book.read_ahead(state, now_s)
     for state in book.wanted:
         if book.may_load(state, now_s):
             changed |= _load_wanted(book, state, now_s)
@@ -102,7 +101,7 @@ def _complete_claims(book: Book, now_s: float) -> bool:
             changed = True
         elif not claim.victims and _may_go_on(book, claim):
             book.claim(state, None)
-            changed |= _start_if_it_fits(book, state, _open_free(book), now_s)
+            changed |= _start_if_it_fits(book, state, now_s)
     return changed
 
 
@@ -125,12 +124,15 @@ def _give_up(book: Book, state: ModelState) -> None:
     book.claim(state, None)
 
 
-def _start_if_it_fits(book: Book, state: ModelState, free: Mapping[str, int], now_s: float) -> bool:
+def _start_if_it_fits(book: Book, state: ModelState, now_s: float) -> bool:
     if not state.spec.needs_memory:
         start(book, state, Fit({}, state.spec.slots), now_s)
         return True
-    fit = book.placer.place(state.spec, free)
+    if state.misfit_room == book.room:
+        return False
+    fit = book.placer.place(state.spec, book.open_free())
     if isinstance(fit, Misfit):
+        state.misfit_room = book.room
         return False
     if _is_loading_on(book, fit.bytes_by_device):
         guesses = [i for i in refill.cuttable(book) if _share_a_device(i.fit, fit)]
@@ -145,9 +147,8 @@ def _start_if_it_fits(book: Book, state: ModelState, free: Mapping[str, int], no
 def _refill(book: Book, now_s: float) -> bool:
     """Loads the first model into free bytes that `refill` finds worth it."""
     missed = refill.candidates(book, now_s)
-    free = _open_free(book) if missed else {}
     for state in missed:
-        fit = book.placer.place(state.spec, free)
+        fit = book.placer.place(state.spec, book.open_free())
         if isinstance(fit, Misfit) or not fit.total_bytes:
             continue
         awaited = any(_share_a_device(fit, claim.fit) for claim in book.claims())
@@ -157,23 +158,21 @@ def _refill(book: Book, now_s: float) -> bool:
     return False
 
 
-def _load_for_waiters(book: Book, state: ModelState, free: Mapping[str, int], now_s: float) -> bool:
-    if _start_if_it_fits(book, state, free, now_s):
+def _load_for_waiters(book: Book, state: ModelState, now_s: float) -> bool:
+    if _start_if_it_fits(book, state, now_s):
         return True
     oldest = book.queue.oldest(state.spec.name)
     assert oldest is not None
-    return _claim(book, state, oldest, free, now_s)
+    return _claim(book, state, oldest, now_s)
 
 
-def _claim(
-    book: Book, state: ModelState, oldest: Waiting, free: Mapping[str, int], now_s: float
-) -> bool:
-    """Claims idle victims if they may go now, else busy ones if the waiter's turn has come."""
+def _claim(book: Book, state: ModelState, oldest: Waiting, now_s: float) -> bool:
+    """Claims idle victims if they may go now, else also busy ones whose turn is over."""
     leaving = _unclaimed_leaving(book)
-    ready, idle = patience.places(book, state, oldest, now_s)
-    found = _choose(book, state, free, leaving + idle, now_s) if leaving or idle else None
-    if found is None and patience.turn_may_have_come(book, state, ready, oldest, now_s):
-        found = _choose(book, state, free, leaving + ready, now_s)
+    idle, busy = patience.places(book, state, oldest, now_s)
+    found = _choose(book, state, leaving + idle, now_s)
+    if found is None and (over := patience.turns_over(book, state, busy, oldest, now_s)):
+        found = _choose(book, state, leaving + idle + over, now_s)
         if found is not None and not patience.turn_has_come(book, state, found[1], oldest, now_s):
             return False
     if found is None:
@@ -187,8 +186,10 @@ def _claim(
 
 
 def _choose(
-    book: Book, state: ModelState, free: Mapping[str, int], among: list[Instance], now_s: float
+    book: Book, state: ModelState, among: list[Instance], now_s: float
 ) -> tuple[Fit, list[Instance]] | None:
+    if not among or not _would_fit(book, state, among):
+        return None
     book.forecast.prepare([instance.model for instance in among], now_s)
     candidates = [
         Candidate(
@@ -198,10 +199,19 @@ def _choose(
         )
         for i in among
     ]
-    found = choose_victims(state.spec, free, candidates, book.placer)
+    found = choose_victims(state.spec, book.open_free(), candidates, book.placer)
     if found is None:
         return None
     return found[0], [book.instances[victim.instance_id] for victim in found[1]]
+
+
+def _would_fit(book: Book, state: ModelState, among: list[Instance]) -> bool:
+    """Whether there is room if all of these go: asked before their worth, which costs more."""
+    free = dict(book.open_free())
+    for instance in among:
+        for device, held in book.ledger.held_by(instance.instance_id).items():
+            free[device] = free.get(device, 0) + held
+    return isinstance(book.placer.place(state.spec, free), Fit)
 
 
 def _evict(book: Book, victim: Instance, state: ModelState, oldest: Waiting, now_s: float) -> None:
@@ -227,13 +237,12 @@ def _evict(book: Book, victim: Instance, state: ModelState, oldest: Waiting, now
 
 def _load_wanted(book: Book, state: ModelState, now_s: float) -> bool:
     """A preload takes free bytes only, a pinned model also those of idle others."""
-    free = _open_free(book)
-    if _start_if_it_fits(book, state, free, now_s):
+    if _start_if_it_fits(book, state, now_s):
         return True
     if not state.spec.pinned:
         return False
     idle = [i for i in book.ready() if not i.spec.pinned and not i.leases]
-    found = _choose(book, state, free, idle, now_s)
+    found = _choose(book, state, idle, now_s)
     if found is None:
         return False
     book.claim(
@@ -242,17 +251,6 @@ def _load_wanted(book: Book, state: ModelState, now_s: float) -> bool:
     for victim in found[1]:
         book.leave(victim, f"{state.spec.name} is pinned", now_s)
     return True
-
-
-def _open_free(book: Book) -> dict[str, int]:
-    """Free bytes per device less what outstanding claims count on."""
-    free = book.ledger.all_free()
-    for claim in book.claims():
-        victims = [book.ledger.held_by(victim) for victim in claim.victims]
-        for device, need in claim.fit.bytes_by_device.items():
-            coming = sum(held.get(device, 0) for held in victims)
-            free[device] = max(free.get(device, 0) - max(need - coming, 0), 0)
-    return free
 
 
 def _unclaimed_leaving(book: Book) -> list[Instance]:

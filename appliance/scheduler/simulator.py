@@ -20,6 +20,7 @@ from appliance.scheduler.placing import BestFit
 from appliance.scheduler.policy import Policy
 from appliance.scheduler.replay import TraceRow
 from appliance.scheduler.values import (
+    DEFAULT_WEIGHT,
     Capacity,
     ConfigChanged,
     DeviceView,
@@ -51,15 +52,18 @@ class Agent:
     steps: int = 6
     step_s: float = 5.0
     pause_s: float = 1.0
+    weight: float = DEFAULT_WEIGHT
 
 
 @dataclass(frozen=True, slots=True)
 class Simulated:
-    """Turns completed by agent, loads, and the longest wait for a slot in seconds."""
+    """Turns completed by agent, loads, the longest wait for a slot in seconds, and the most that
+    any step was overtaken."""
 
     turns: dict[str, int]
     loads: int
     longest_wait_s: float
+    most_overtaken: int = 0
 
     @property
     def total_turns(self) -> int:
@@ -138,6 +142,7 @@ class _Arrivals:
         self._waits_s: list[float] = []
         self._refused: dict[str, int] = {}
         self._loads = self._evictions = 0
+        self._wake_s = start_s
         self._at(start_s, InventoryChanged(tuple(devices)))
         self._at(start_s, ConfigChanged(tuple(models)))
         for index, row in enumerate(trace):
@@ -147,6 +152,8 @@ class _Arrivals:
         answered = 0
         while self._moments and answered < len(self._trace):
             self._now_s, _, event = heappop(self._moments)
+            if isinstance(event, Tick) and self._now_s != self._wake_s:
+                continue  # replaced by a later wish
             for effect in self._core.handle(event, self._now_s):
                 answered += isinstance(effect, Grant | Refuse)
                 self._perform(effect)
@@ -170,6 +177,7 @@ class _Arrivals:
             case Record():
                 self._evictions += effect.kind == "evict"
             case WakeAt():
+                self._wake_s = effect.time_s
                 self._at(effect.time_s, Tick())
             case _:
                 pass
@@ -195,7 +203,8 @@ class _Simulation:
         self._number = 0
         self._now_s = 0.0
         self._steps = dict.fromkeys(self._agents, 0)
-        self._loads, self._longest_s = 0, 0.0
+        self._loads, self._longest_s, self._most_overtaken = 0, 0.0, 0
+        self._wake_s = 0.0
         self._at(0.0, InventoryChanged(tuple(devices)))
         self._at(0.0, ConfigChanged(tuple(models)))
         for agent in agents:
@@ -204,6 +213,8 @@ class _Simulation:
     def run(self, end_s: float) -> Simulated:
         while self._moments and self._moments[0][0] <= end_s:
             self._now_s, _, event = heappop(self._moments)
+            if isinstance(event, Tick) and self._now_s != self._wake_s:
+                continue  # replaced by a later wish
             if isinstance(event, LeaseReleased):
                 agent = self._agents[event.lease_id.split("|")[0]]
                 self._steps[agent.name] += 1
@@ -211,7 +222,7 @@ class _Simulation:
                 event = LeaseReleased(event.lease_id.split("|")[1], 1, event.seconds)
             self._handle(event)
         turns = {name: done // self._agents[name].steps for name, done in self._steps.items()}
-        return Simulated(turns, self._loads, self._longest_s)
+        return Simulated(turns, self._loads, self._longest_s, self._most_overtaken)
 
     def _handle(self, event: Event) -> None:
         for effect in self._core.handle(event, self._now_s):
@@ -229,14 +240,18 @@ class _Simulation:
                     self._at(self._now_s + load_s, ready)
                 case StopInstance():
                     self._at(self._now_s, InstanceGone(effect.instance_id))
+                case Record(kind="grant", numbers={"overtaken": int(overtaken)}):
+                    self._most_overtaken = max(self._most_overtaken, overtaken)
                 case WakeAt():
+                    self._wake_s = effect.time_s
                     self._at(effect.time_s, Tick())
                 case _:
                     pass
 
     def _ask(self, agent: Agent, at_s: float) -> None:
         request_id = f"{agent.name}|{self._number}"
-        self._at(at_s, StepRequested(request_id, agent.name, (agent.model,)))
+        step = StepRequested(request_id, agent.name, (agent.model,), weight=agent.weight)
+        self._at(at_s, step)
 
     def _at(self, time_s: float, event: Event) -> None:
         self._number += 1

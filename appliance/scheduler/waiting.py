@@ -63,7 +63,7 @@ class Line:
     than they change, so all three are kept.
     """
 
-    __slots__ = ("due", "first", "heap", "oldest", "rank", "requests")
+    __slots__ = ("_agents", "due", "first", "heap", "oldest", "rank", "requests", "weight")
 
     def __init__(self, waiting: Waiting) -> None:
         self.requests = {waiting.seq: waiting}
@@ -71,15 +71,26 @@ class Line:
         self.oldest = self.first = waiting
         self.rank: _Rank = (True, waiting.key, waiting.model)
         self.due = 0
+        self._agents = {waiting.step.agent: (1, waiting.step.weight)}
+        self.weight = waiting.step.weight
+        """Of its agents, each counted once."""
 
     def add(self, waiting: Waiting) -> None:
         self.requests[waiting.seq] = waiting
         heappush(self.heap, (waiting.key, waiting.seq))
+        count, weight = self._agents.get(waiting.step.agent, (0, waiting.step.weight))
+        self.weight += 0.0 if count else weight
+        self._agents[waiting.step.agent] = (count + 1, weight)
 
     def drop(self, waiting: Waiting) -> None:
         """Takes out one of several."""
-        heap, requests = self.heap, self.requests
+        heap, requests, agent = self.heap, self.requests, waiting.step.agent
         del requests[waiting.seq]
+        count, weight = self._agents.pop(agent)
+        if count > 1:
+            self._agents[agent] = (count - 1, weight)
+        else:
+            self.weight -= weight
         if len(heap) > 2 * len(requests) + 16:
             heap[:] = [entry for entry in heap if entry[1] in requests]
             heapify(heap)

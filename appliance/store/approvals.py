@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from appliance.clock import Clock
 from appliance.store.database import Database
 from appliance.store.index import select, upsert
+from appliance.store.journal import Draft, Journal
 
 PENDING = "pending"
 
@@ -57,7 +59,7 @@ class Approvals:
 
 @dataclass(frozen=True, slots=True)
 class GrantRow:
-    """A standing "allow always": calls of this tool that match `pattern` are not asked about.
+    """A standing "always" or "never": calls of this tool that match `pattern` are not asked about.
 
     What a pattern means is the tools' matter. `revoked_ms` ends it; the row stays.
     """
@@ -75,16 +77,34 @@ class GrantRow:
 
 
 class Grants:
-    """Looks up standing grants."""
+    """Looks up standing answers, and takes them back."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, journal: Journal, clock: Clock) -> None:
         self._database = database
+        self._journal = journal
+        self._clock = clock
 
     async def standing(self, agent: str, tool: str | None = None) -> list[GrantRow]:
         """Those in force for an agent, newest first."""
-        where = {"agent": agent, "tool": tool}
+        rows = await self._rows({"agent": agent, "tool": tool})
+        return [row for row in rows if row.revoked_ms is None]
+
+    async def all(self) -> list[GrantRow]:
+        """Of every agent, those taken back too, newest first."""
+        return await self._rows({})
+
+    async def revoke(self, grant_id: str, by_uid: int) -> GrantRow | None:
+        """Take a standing answer back, for good; None if there is none. On disk on return."""
+        rows = await self._rows({"grant_id": grant_id})
+        if not rows or rows[0].revoked_ms is not None:
+            return rows[0] if rows else None
+        revoked = replace(rows[0], revoked_ms=self._clock.wall_ms())
+        draft = Draft("grants", "grant.revoked", {"grant_id": grant_id, "by_uid": by_uid})
+        await self._journal.append(draft, index=(revoked,), durable=True)
+        return revoked
+
+    async def _rows(self, where: dict[str, str | None]) -> list[GrantRow]:
         sql, values = select(GrantRow, "standing_grant", where, None, GRANTS_MAX)
-        rows = await self._database.read(
+        return await self._database.read(
             lambda connection: [GrantRow(*row) for row in connection.execute(sql, values)]
         )
-        return [row for row in rows if row.revoked_ms is None]

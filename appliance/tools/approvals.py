@@ -10,9 +10,15 @@ Pure. In this order, the first that speaks decides:
 
 Patterns match text, and a shell command is text that a shell takes apart again: `git *` must not
 allow `git status; curl …`. So a rule that *allows* never lets a wildcard stand for characters that
-join commands, and a rule that asks or denies is tried on every part of a joined command. (This
-holds for every tool's arguments: one that is not a shell may start one.) What then runs is bound
-by `call_hash`: an answer holds for exactly the call that was shown.
+join commands, and a rule that asks or denies is tried on every part of a joined command, with its
+quotes, doubled blanks and assignments before it taken away. (This holds for every tool's arguments:
+one that is not a shell may start one.) What then runs is bound by `call_hash`: an answer holds for
+exactly the call that was shown.
+
+A rule that denies a shell's text is a reminder, not a fence: `git push*` does not see
+`git -C . push`, a script, or another program that does the same. Text cannot say what a program
+will do. So allow by name what may run, leave the rest to be asked, and keep a deed out of reach by
+what the sandbox does not give: hosts, paths.
 """
 
 from __future__ import annotations
@@ -27,6 +33,11 @@ from appliance.tools.types import Allow, Ask, Deny, Grant, Intent, Verdict
 from appliance.types import Effect, Json
 
 _JOINERS = r";&|<>$`\\\n\r(){}"
+_QUOTES = re.compile(r"\\\n|[\"'\\]")
+_BEFORE = re.compile(
+    r"^(?:(?:\w+=\S*|env|exec|command|nohup|time|then|do|else|!|(?:ba|da)?sh -\w*c) +)+"
+)
+"""What may stand before a command in the same part of a line."""
 _EXACT_TOOLS = frozenset({"shell", "fetch"})
 """Tools whose standing permission holds for the very same arguments only: for them, the
 arguments are the deed."""
@@ -99,8 +110,10 @@ def _allow_fits(command: str, pattern: str) -> bool:
 
 
 def _any_part_fits(command: str, pattern: str) -> bool:
-    parts = re.split(f"[{_JOINERS}]+", command)
-    return any(fnmatchcase(part.strip(), pattern) for part in (command, *parts))
+    bare = _QUOTES.sub("", command)
+    parts = [part for text in (command, bare) for part in re.split(f"[{_JOINERS}]+", text)]
+    plain = [_BEFORE.sub("", " ".join(part.split())) for part in parts]
+    return any(fnmatchcase(part.strip(), pattern) for part in (command, *parts, *plain))
 
 
 def _literal(text: str) -> str:

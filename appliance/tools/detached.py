@@ -9,24 +9,26 @@ have an effect.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
-from appliance.tools import runner
+from appliance.tools import runner, starter
 from appliance.tools.sandbox.limits import Limits
 from appliance.tools.sandbox.plan import Cage
 from appliance.tools.sandbox.report import SandboxReport
 
 ATTEMPTS_MAX = 100
+STARTER_TIMEOUT_S = 5.0
 RUNNER_GRACE_S = 10.0
 """How much longer than its job a runner may take before it is taken for stuck and ended."""
 
@@ -75,12 +77,60 @@ class Died:
 Fate: TypeAlias = Done | Never | Died
 
 
+class Starter:
+    """The daemon's side of `starter.py`: one warm process that forks runners. `async with`; exit
+    ends it and no runner."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._order = threading.Lock()
+
+    async def __aenter__(self) -> Self:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.settimeout(STARTER_TIMEOUT_S)
+        with theirs:
+            self._process = await _start_python(
+                starter.__file__, str(self._folder), stdin=theirs.fileno()
+            )
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._socket.close()
+        try:
+            await asyncio.wait_for(self._process.wait(), STARTER_TIMEOUT_S)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    async def start(self, name: str) -> int | None:
+        """A pidfd of the runner of this job, to be closed; None if it has to be started by path."""
+        exchange = asyncio.get_running_loop().run_in_executor(None, self._ask, name)
+        try:
+            return await asyncio.shield(exchange)
+        except asyncio.CancelledError:
+            exchange.add_done_callback(_close_result)
+            raise
+
+    def _ask(self, name: str) -> int | None:
+        with self._order:
+            try:
+                self._socket.send(name.encode())
+                _, fds, _, _ = socket.recv_fds(self._socket, 1, 1)
+            except OSError:
+                self._socket.close()  # an answer that comes late would be taken for another's
+                return None
+        return fds[0] if fds else None
+
+
 class DetachedCalls:
     """One calls folder. Stateless but for the files in it: any daemon may open it at any time."""
 
-    def __init__(self, folder: Path, sandbox: SandboxReport) -> None:
+    def __init__(
+        self, folder: Path, sandbox: SandboxReport, starter: Starter | None = None
+    ) -> None:
         self._folder = folder
         self._sandbox = sandbox
+        self._starter = starter
 
     async def run(self, job: Job) -> Fate:
         """Carry out a job, or take part in it if a runner already has.
@@ -92,29 +142,30 @@ class DetachedCalls:
             return await self.adopt(job.call_id)
         name = f"{job.call_id}.{attempt}"
         await asyncio.to_thread(self._write_job, name, job)
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            "-S",
-            runner.__file__,
-            str(self._folder),
-            name,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-            env={"LANG": "C.UTF-8"},
-            cwd="/",
-        )
+        await self._run_job(name, job.timeout_s + RUNNER_GRACE_S)
+        fate = await asyncio.to_thread(self._fate, name)
+        if fate is None:  # another runner had claimed it
+            return await self.adopt(job.call_id)
+        return Died() if isinstance(fate, Never) else fate
+
+    async def _run_job(self, name: str, within_s: float) -> None:
+        """Start a runner and wait until it has ended; one that takes too long is ended."""
+        pid_fd = None if self._starter is None else await self._starter.start(name)
+        if pid_fd is not None:
+            try:
+                await asyncio.wait_for(_ended(pid_fd), within_s)
+            except TimeoutError:
+                signal.pidfd_send_signal(pid_fd, signal.SIGKILL)
+                await _ended(pid_fd)
+            finally:
+                os.close(pid_fd)
+            return
+        process = await _start_python(runner.__file__, str(self._folder), name)
         try:
-            await asyncio.wait_for(process.wait(), job.timeout_s + RUNNER_GRACE_S)
+            await asyncio.wait_for(process.wait(), within_s)
         except TimeoutError:
             process.kill()
             await process.wait()
-        if process.returncode == runner.ALREADY_CLAIMED:
-            return await self.adopt(job.call_id)
-        fate = await asyncio.to_thread(self._fate, name)
-        return Died() if fate is None or isinstance(fate, Never) else fate
 
     async def adopt(self, call_id: str) -> Fate:
         """What became of a call, waiting for its runner if that still runs."""
@@ -226,12 +277,41 @@ class DetachedCalls:
         pid_fd = await asyncio.to_thread(self._open_runner, name)
         if pid_fd is None:
             return
-        loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
-        loop.add_reader(pid_fd, ended.set)
         try:
-            await ended.wait()
+            await _ended(pid_fd)
         finally:
-            loop.remove_reader(pid_fd)
-            with contextlib.suppress(OSError):
-                os.close(pid_fd)
+            os.close(pid_fd)
+
+
+async def _ended(pid_fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(pid_fd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(pid_fd)
+
+
+async def _start_python(
+    program: str, *arguments: str, stdin: int = asyncio.subprocess.DEVNULL
+) -> asyncio.subprocess.Process:
+    """One of our programs, in a session of its own, with nothing of our surroundings."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-I",
+        "-S",
+        program,
+        *arguments,
+        stdin=stdin,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+        env={"LANG": "C.UTF-8"},
+        cwd="/",
+    )
+
+
+def _close_result(exchange: asyncio.Future[int | None]) -> None:
+    if not exchange.cancelled() and (pid_fd := exchange.result()) is not None:
+        os.close(pid_fd)

@@ -157,7 +157,11 @@ class Executor:
         text = shown.text
         if shown.is_cut and not shown.is_binary:
             text += "\nRead the part left out with first_line and lines, or name a deeper folder."
-        return _outcome(intent, text, ctx.label, is_cut=shown.is_cut)
+        label = ctx.label
+        if intent.tool == "list_files":
+            named = labels.of_names(self.config().labels, data.decode("utf-8", "replace"))
+            label = highest(label, named)
+        return _outcome(intent, text, label, is_cut=shown.is_cut)
 
     async def _request(self, work: Request, intent: Intent, ctx: ToolContext) -> ToolOutcome:
         left_s = REQUEST_MAX_S
@@ -173,7 +177,9 @@ class Executor:
         except ApplianceError as error:
             reply = Reply(f"{error.message} {error.hint}".encode(), Label.PUBLIC, is_error=True)
         label = highest(ctx.label, reply.label)
-        return await self._shown(intent, ctx, reply.data, len(reply.data), label, reply.is_error)
+        size = len(reply.data)
+        outcome = await self._shown(intent, ctx, reply.data, size, label, reply.is_error)
+        return replace(outcome, waited_ms=reply.waited_ms)
 
     def _job(self, work: ChangeFiles | Program, intent: Intent, ctx: ToolContext) -> Job:
         config = self.config()

@@ -30,6 +30,7 @@ DIFF_MAX_LINES = 2_000
 LINE_MAX_CHARS = 400
 SKIPPED_FOLDERS = frozenset({".git", "node_modules", "__pycache__", ".venv"})
 OUTPUTS_FOLDER = ".outputs"
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class FileProblem(Exception):
@@ -80,7 +81,8 @@ def list_files(workspace: Workspace, path: str = ".", pattern: str = "", depth: 
         is_folder = stat.S_ISDIR(info.st_mode)
         if pattern and (is_folder or not _matches(name, pattern)):
             continue
-        entries.append(f"{name}/" if is_folder else f"{name}  {info.st_size}")
+        shown = _CONTROLS.sub(_escaped, name)
+        entries.append(f"{shown}/" if is_folder else f"{shown}  {info.st_size}")
         if len(entries) >= ENTRIES_MAX:
             entries.append(f"… more than {ENTRIES_MAX} entries; name a deeper folder.")
             break
@@ -112,9 +114,9 @@ def search_files(
     return "\n".join(found) or "(no match)"
 
 
-def keep_output(workspace: Workspace, call_id: str, data: bytes) -> str:
+def keep_output(workspace: Workspace, call_id: str, data: bytes, ending: str = ".txt") -> str:
     """Store a whole output in the workspace; returns its path, to be told to the model."""
-    path = f"{OUTPUTS_FOLDER}/{call_id}.txt"
+    path = f"{OUTPUTS_FOLDER}/{call_id}{ending}"
     _replace(workspace, path, data)
     return path
 
@@ -232,6 +234,11 @@ def _walk(workspace: Workspace, path: str, depth: int) -> Iterator[tuple[str, os
         finally:
             os.close(fd)
         pending.extend(reversed(deeper))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    """A line end in a name would make one entry look like two."""
+    return f"\\x{ord(match[0]):02x}"
 
 
 def _matches(name: str, pattern: str) -> bool:

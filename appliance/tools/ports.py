@@ -31,11 +31,13 @@ class Fetcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What another agent said. `is_error` when its turn failed or was refused."""
+    """What another agent said. `is_error` when its turn failed or was refused; `waited_ms` is what
+    people took to answer questions of it."""
 
     text: str
     label: Label
     is_error: bool = False
+    waited_ms: int = 0
 
 
 class Delegate(Protocol):

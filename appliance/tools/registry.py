@@ -23,7 +23,7 @@ from appliance.tools import approvals, labels, schema
 from appliance.tools.builtin import asking, filing, shell
 from appliance.tools.builtin.base import BuiltIn, Program
 from appliance.tools.confine import Outside
-from appliance.tools.detached import DetachedCalls
+from appliance.tools.detached import DetachedCalls, Starter
 from appliance.tools.executor import Executor, call_limits, environment, runner_key
 from appliance.tools.mcp.server import Surroundings
 from appliance.tools.mcp.servers import McpServers
@@ -73,13 +73,16 @@ class Toolbox:
         self._sandbox: SandboxReport | None = None
         self._executor: Executor | None = None
         self._servers: McpServers | None = None
+        self._starter: Starter | None = None
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self._calls_dir.mkdir, 0o700, True, True)
         self._sandbox = await probe(self._config().tools.sandbox)
+        self._starter = Starter(self._calls_dir)
+        await self._starter.__aenter__()
         self._executor = Executor(
             config=lambda: self._config().tools,
-            calls=DetachedCalls(self._calls_dir, self._sandbox),
+            calls=DetachedCalls(self._calls_dir, self._sandbox, self._starter),
             sandbox=self._sandbox,
             ports=self._ports,
             clock=self._clock,
@@ -110,6 +113,8 @@ class Toolbox:
     ) -> None:
         assert self._servers is not None
         await self._servers.__aexit__(kind, error, trace)
+        assert self._starter is not None
+        await self._starter.__aexit__()
         self._executor = None
 
     @property

@@ -20,6 +20,7 @@ It imports little, by design: starting must cost milliseconds, and it must not n
 packages to be whole.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -118,7 +119,7 @@ class _Call:
         landlock.adopt_orphans()
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write)
-        signal.signal(signal.SIGCHLD, _ignore_but_wake)
+        signal.signal(signal.SIGCHLD, ignore_but_wake)
         signal.signal(signal.SIGTERM, self._cancel)
         self._group = limits.make_group(f"call-{os.getpid()}", self._limits)
         out_read, out_write = os.pipe2(os.O_CLOEXEC)
@@ -142,7 +143,7 @@ class _Call:
         poll.register(wake_read, select.POLLIN)
         while status is None:
             poll.poll(WATCH_S * 1000)
-            _drain(wake_read)
+            drain(wake_read)
             if not self._read_output(out_read):
                 poll.modify(out_read, 0)
             if not self._ended_by:
@@ -155,7 +156,7 @@ class _Call:
         self._kill_all(child)
         while self._read_output(out_read) and time.monotonic() < end:
             poll.poll(5)
-            _drain(wake_read)
+            drain(wake_read)
         return status
 
     def _overrun(self, child: int, deadline: float) -> str:
@@ -197,7 +198,7 @@ class _Call:
             pids = limits.descendants(os.getpid())
             if self._group is not None:
                 pids |= self._group.pids()
-            for pid in pids:
+            for pid in sorted(pids, key=lambda pid: pid != child):  # a shell tells of its dead
                 _send(pid, signal.SIGKILL)
             others = pids - {child}
             if not others:
@@ -254,13 +255,27 @@ def _free_bytes(path: str) -> int:
 
 
 def _folder_bytes(path: str) -> int:
+    """What a folder takes on the disk. One that is closed to us, or so deep that no path reaches
+    its end, hides what is in it, and counts as more than any bound."""
     total = 0
-    for folder, _, names in os.walk(path):
-        for name in names:
+    pending = [path]
+    while pending:
+        try:
+            with os.scandir(pending.pop()) as entries:
+                listed = list(entries)
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.EACCES):
+                return sys.maxsize
+            continue  # gone since it was listed
+        for entry in listed:
             try:
-                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
-            except OSError:
+                total += entry.stat(follow_symlinks=False).st_blocks * 512
+            except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    return sys.maxsize
                 continue
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(entry.path)
     return total
 
 
@@ -278,14 +293,14 @@ def _reap(pid: int) -> None:
         return
 
 
-def _drain(fd: int) -> None:
+def drain(fd: int) -> None:
     try:
         os.read(fd, 4096)
     except BlockingIOError:
         return
 
 
-def _ignore_but_wake(*_: object) -> None:
+def ignore_but_wake(*_: object) -> None:
     """SIGCHLD needs a handler for the wake-up descriptor to be written."""
 
 

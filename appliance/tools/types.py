@@ -92,6 +92,8 @@ class ToolOutcome:
     truncated: bool = False
     full_output_path: str | None = None
     duration_ms: int = 0
+    waited_ms: int = 0
+    """What of that a person took to answer questions of another agent's turn."""
 
 
 @dataclass(frozen=True, slots=True)

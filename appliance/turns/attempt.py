@@ -16,8 +16,13 @@ from appliance.scheduler.dispatcher import Lease, LeaseRequest
 from appliance.turns import events as ev
 from appliance.turns.hedge import FirstWords, first_to_speak
 from appliance.turns.live import LiveTurn
-from appliance.turns.prompt import Fitted, fit
-from appliance.turns.ready import DEFAULT_ANSWER_TOKENS, Ready
+from appliance.turns.prompt import Fitted, fit, most_tokens
+from appliance.turns.ready import (
+    DEFAULT_ANSWER_TOKENS,
+    TOOL_CHARS_PER_TOKEN,
+    Ready,
+    tool_tokens,
+)
 from appliance.types import (
     Completion,
     Delta,
@@ -31,8 +36,9 @@ from appliance.types import (
 OUTPUT_SHARE = 4
 """At most a quarter of a window is kept for the answer when the history must shrink for it."""
 
-COUNT_FROM_SHARE = 0.5
-"""Prompts estimated below this share of the window are not counted before they are sent."""
+BOUGHT_BYTES_PER_TOKEN = 2
+"""A provider's count is a request over the network, so it is asked only where less than this would
+not do; its vocabularies are large, and nothing there comes close to a token a byte."""
 
 UNCOUNTED_FACTOR = 2
 """Money is reserved for this many times an estimated prompt, so that the bill is never above."""
@@ -175,12 +181,14 @@ class Attempts:
     ) -> tuple[Fitted, GenerateRequest]:
         window = engine.facts.context_window
         answer = min(ready.answer_tokens, window // OUTPUT_SHARE)
-        fitted = await _fitted(ready, engine, window, window - answer)
         model = self._config().models[target]
+        if not getattr(model, "images", False):
+            ready = ready.in_words()
+        provider = self._bought_from(target)
+        fitted = await _fitted(ready, engine, window - answer, is_bought=provider is not None)
         sampling = merged(model.sampling.to_sampling(), ready.agent.sampling.to_sampling())
         room = max(window - fitted.prompt_tokens, 1)
         most = min(sampling.max_tokens or room, room, ready.left.output_tokens)
-        provider = self._bought_from(target)
         if provider is not None:
             most = min(most, provider.max_output_tokens)
         return fitted, GenerateRequest(
@@ -289,9 +297,10 @@ async def _listen(
     raise CutStream(f"{lease.model} ended its answer without its proper end")
 
 
-async def _fitted(ready: Ready, engine: Engine, window: int, budget: int) -> Fitted:
-    """The history, counted by the engine's own tokenizer where it could matter."""
-    if ready.prompt_tokens < window * COUNT_FROM_SHARE:
+async def _fitted(ready: Ready, engine: Engine, budget: int, is_bought: bool) -> Fitted:
+    """The history, counted by the engine's own tokenizer unless it fits whatever that says."""
+    most = most_tokens(ready.messages) + tool_tokens(ready.tools) * TOOL_CHARS_PER_TOKEN
+    if most // (BOUGHT_BYTES_PER_TOKEN if is_bought else 1) <= budget:
         return Fitted(ready.messages, 0, 0)
     asking = fit(ready.system, ready.earlier, ready.current, budget)
     messages = next(asking)

@@ -40,6 +40,7 @@ PARALLEL_READS = 8
 """Reading calls of one step that run at once: enough to hide latency, few enough for one box."""
 
 EXPIRED = "expired"
+CHANGED = "what it would do has changed since it was allowed"
 
 
 class Toolbox(Protocol):
@@ -115,7 +116,7 @@ class CallRunner:
                 case CallStatus.WANTED:
                     await self._begin(step, call, intent, ctx)
                 case CallStatus.ALLOWED:
-                    await self._intend(step, intent)
+                    await self._as_allowed(step, call, intent, ctx)
                 case CallStatus.DENIED:
                     await self._complete(step, call, _refusal(call, intent))
                 case CallStatus.INTENDED:
@@ -133,6 +134,22 @@ class CallRunner:
                 await self._ask(step, intent, ask)
             case Deny(reason=reason):
                 await self._complete(step, call, _denied(call, reason))
+
+    async def _as_allowed(
+        self, step: int, call: CallState, intent: Intent, ctx: ToolContext
+    ) -> None:
+        """What a person allowed runs exactly as it was shown. Where that is no longer so (its file
+        has changed, its shell reaches more hosts) they are asked again; and what was forbidden
+        since stays forbidden."""
+        shown = call.approval
+        assert shown is not None
+        verdict = self.toolbox.decide(intent, ctx)
+        if isinstance(verdict, Deny):
+            await self._complete(step, call, _denied(call, verdict.reason))
+        elif (shown.call_hash, shown.summary) != (intent.call_hash, intent.summary):
+            await self._ask(step, intent, Ask(CHANGED), reason=IN_DOUBT if call.doubt else CHANGED)
+        else:
+            await self._intend(step, intent)
 
     async def _intend(self, step: int, intent: Intent) -> None:
         self.intended_here.add(intent.call_id)
@@ -195,10 +212,11 @@ class CallRunner:
         assert call.approval is not None
         expires_ms = call.approval.expires_ms
         left_s = None if expires_ms is None else (expires_ms - self.clock.wall_ms()) / 1000
+        self.turn.decided.clear()
         try:
-            event = await asyncio.wait_for(self.turn.inbox.get(), left_s)
+            await asyncio.wait_for(self.turn.decided.wait(), left_s)
         except TimeoutError:
-            await self.turn.append(
+            await self.turn.decide(
                 ev.ApprovalAnswered(
                     approval_id=call.approval.approval_id,
                     call_id=call.call.call_id,
@@ -206,8 +224,6 @@ class CallRunner:
                     by_uid=-1,
                 )
             )
-        else:
-            self.turn.absorb(event)
 
     async def _complete(self, step: int, call: CallState, outcome: ToolOutcome) -> None:
         result = ToolResultBlock(
@@ -221,6 +237,7 @@ class CallRunner:
                 result=block_to_json(result),
                 duration_ms=outcome.duration_ms,
                 full_output_path=outcome.full_output_path,
+                waited_ms=outcome.waited_ms,
             )
         )
 

@@ -206,6 +206,8 @@ class ToolCompleted(Body):
     result: dict[str, Json]
     duration_ms: int = 0
     full_output_path: str | None = None
+    waited_ms: int = 0
+    """What of the time a person took to answer the turn of another agent."""
 
 
 class ToolInDoubt(Body):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from appliance.clock import Clock
 from appliance.store.approvals import PENDING, ApprovalRow
 from appliance.store.index import TurnRow
-from appliance.store.journal import Event, IndexRow, Journal
+from appliance.store.journal import Draft, Event, IndexRow, Journal
 from appliance.turns import events as ev
 from appliance.turns.state import QUESTION, TurnState, apply, fold
 from appliance.turns.stream import Streams
@@ -36,7 +36,7 @@ ENDED = "ended"
 
 
 class LiveTurn:
-    """The owner of one turn's state. Its loop task appends; others only put into `inbox`.
+    """The owner of one turn's state. Its loop task appends; others only answer what it asked.
 
     An append is shielded: a turn that is being cancelled still writes whole events.
     """
@@ -50,7 +50,8 @@ class LiveTurn:
         idempotency_key: str | None,
     ) -> None:
         self.state = state
-        self.inbox: asyncio.Queue[Event] = asyncio.Queue()
+        self.decided = asyncio.Event()
+        """Set when an approval of this turn was answered; who waits clears it first."""
         self.is_cancelled = False
         """A person ended it: what it has running is to be ended too."""
         self._journal = journal
@@ -68,17 +69,32 @@ class LiveTurn:
         """Journal these, fold them in and tell the followers. Raises `StoreError`."""
         await asyncio.shield(self._append(bodies))
 
+    async def decide(self, body: ev.ApprovalAnswered, *rows: IndexRow) -> bool:
+        """Journal the answer to an approval, with rows that follow from it; the first one only.
+        Returns whether it was that."""
+        return await asyncio.shield(self._decide(body, rows))
+
+    async def _decide(self, body: ev.ApprovalAnswered, rows: tuple[IndexRow, ...]) -> bool:
+        async with self._order:
+            if self.state.is_finished or not _waits_for(self.state, body.approval_id):
+                return False
+            await self._append_in_order((body,), rows)
+            self.decided.set()
+            return True
+
     async def _append(self, bodies: tuple[ev.Body, ...]) -> None:
         async with self._order:
             await self._append_in_order(bodies)
 
-    async def _append_in_order(self, bodies: tuple[ev.Body, ...]) -> None:
+    async def _append_in_order(
+        self, bodies: tuple[ev.Body, ...], rows: tuple[IndexRow, ...] = ()
+    ) -> None:
         state = self.state
         drafts = [body.draft(state.session_id, state.turn_id) for body in bodies]
-        after = _foresee(state, bodies)
+        after = _foresee(state, drafts)
         events = await self._journal.append(
             *drafts,
-            index=self._index_rows(state, after, bodies),
+            index=[*self._index_rows(state, after, bodies), *rows],
             durable=any(body.kind in DURABLE_KINDS for body in bodies),
         )
         self._fold(events)
@@ -105,10 +121,6 @@ class LiveTurn:
                 waiting.set_result(body)
             return True
 
-    def absorb(self, event: Event) -> None:
-        """Fold in an event that another task appended for this turn (an answered approval)."""
-        self._fold((event,), publish=False)
-
     def say(self, step: int, delta: Delta) -> None:
         self._streams.publish_delta(self.turn_id, step, delta)
 
@@ -118,11 +130,10 @@ class LiveTurn:
         assert state is not None
         self.state = state
 
-    def _fold(self, events: Iterable[Event], *, publish: bool = True) -> None:
+    def _fold(self, events: Iterable[Event]) -> None:
         for event in events:
             self.state = apply(self.state, event)
-            if publish:
-                self._streams.publish_event(event)
+            self._streams.publish_event(event)
 
     def _index_rows(
         self, before: TurnState, after: TurnState, bodies: tuple[ev.Body, ...]
@@ -152,9 +163,14 @@ class LiveTurn:
                 rows += [replace(row, status=ENDED) for row in _pending_rows(before)]
         return rows
 
-    def row_after(self, body: ev.Body) -> TurnRow:
-        """The index row this turn will have once `body` is journalled."""
-        return turn_row(_foresee(self.state, (body,)), self._key, self._clock.wall_ms())
+
+def _waits_for(state: TurnState, approval_id: str) -> bool:
+    calls = state.steps[-1].calls if state.steps else ()
+    return any(
+        call.answer is None and call.approval is not None
+        and call.approval.approval_id == approval_id
+        for call in calls
+    )  # fmt: skip
 
 
 def _pending_rows(state: TurnState) -> list[ApprovalRow]:
@@ -244,10 +260,9 @@ FOLD_HERE_MAX = 200
 """Events folded on the loop: about 10 ms."""
 
 
-def _foresee(state: TurnState, bodies: tuple[ev.Body, ...]) -> TurnState:
-    """The state these bodies will lead to, so that the index row goes into the same commit."""
-    for body in bodies:
-        draft = body.draft(state.session_id, state.turn_id)
+def _foresee(state: TurnState, drafts: Iterable[Draft]) -> TurnState:
+    """The state these events will lead to, so that the index row goes into the same commit."""
+    for draft in drafts:
         state = apply(
             state,
             Event(

@@ -46,7 +46,7 @@ async def run_turn(
             raise Parked
         match move:
             case CallModel():
-                elapsed_s = (clock.wall_ms() - turn.state.accepted_ms) / 1000
+                elapsed_s = turn.state.elapsed_s(clock.wall_ms())
                 await run_step(turn, move, bounds.check(turn.state, limits, elapsed_s))
             case CarryOut(step=step, calls=wanted):
                 await calls.carry_out(step, wanted)

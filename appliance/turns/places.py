@@ -84,6 +84,10 @@ class Health:
     def started(self, model: str) -> None:
         self._breakers[model] = breakers.started(self.breaker(model), self._clock.monotonic())
 
+    def ended(self, model: str) -> None:
+        """An attempt did not come back well; whether that counts is told by `failed`."""
+        self._breakers[model] = breakers.ended(self.breaker(model))
+
     def succeeded(self, model: str, provider: str, refund: int) -> None:
         """An attempt came back well; `refund` is what its retry took from the budget, if it was
         one (`router.retry.Retry.refund`)."""
@@ -143,6 +147,10 @@ class Places:
             for name in names
             if name in config.models
         ]
+
+    def shut_note(self, model: str) -> str:
+        """Why nothing is sent to a model of the cloud now, in words; empty when something is."""
+        return self._door.obstacle(model) or self._health.rest_note(model)
 
     def _facts(
         self,

@@ -22,6 +22,7 @@ the journal keeps all of it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
@@ -42,6 +43,9 @@ CHARS_PER_TOKEN = 3.5
 
 MESSAGE_OVERHEAD_TOKENS = 6
 IMAGE_TOKENS = 1500
+TEMPLATE_TOKENS_MAX = 64
+"""What a chat template may put around a message, at most."""
+
 RESULT_KEEP_CHARS = 1200
 """A shortened tool result keeps this much: about a screen of head and tail."""
 
@@ -70,6 +74,17 @@ class Fitted:
 def estimate_tokens(messages: Sequence[Message]) -> int:
     """A quick guess of prompt tokens, without a tokenizer. Within about a third for prose."""
     return sum(MESSAGE_OVERHEAD_TOKENS + sum(map(_block_tokens, m.blocks)) for m in messages)
+
+
+def most_tokens(messages: Sequence[Message]) -> int:
+    """More than any tokenizer makes of them: at worst every byte is a token, as it is with digits,
+    or with a script that a small vocabulary does not know."""
+    return sum(TEMPLATE_TOKENS_MAX + sum(map(_most_block_tokens, m.blocks)) for m in messages)
+
+
+def in_words(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The same for a model that reads no images: each is said to have been there."""
+    return tuple(replace(m, blocks=tuple(map(_block_in_words, m.blocks))) for m in messages)
 
 
 def fit(
@@ -247,6 +262,29 @@ def _shorten(part: TextBlock | ImageBlock) -> TextBlock | ImageBlock:
     half = RESULT_KEEP_CHARS // 2
     cut = len(part.text) - 2 * half
     return replace(part, text=f"{part.text[:half]}\n[… {cut} characters …]\n{part.text[-half:]}")
+
+
+def _block_in_words(block: Block) -> Block:
+    match block:
+        case ImageBlock(media_type=media_type, label=label):
+            return TextBlock(f"[an image, {media_type}, that this model cannot read]", label)
+        case ToolResultBlock(content=content):
+            said = tuple(_block_in_words(part) for part in content)
+            return replace(block, content=said)  # type: ignore[arg-type]
+        case _:
+            return block
+
+
+def _most_block_tokens(block: Block) -> int:
+    match block:
+        case TextBlock(text=text) | ThinkingBlock(text=text):
+            return len(text.encode("utf-8", "surrogatepass"))
+        case ToolCallBlock(name=name, arguments=arguments):
+            return len(json.dumps([name, arguments], default=dict)) + TEMPLATE_TOKENS_MAX
+        case ToolResultBlock(content=content):
+            return TEMPLATE_TOKENS_MAX + sum(map(_most_block_tokens, content))
+        case ImageBlock():
+            return 2 * IMAGE_TOKENS
 
 
 def _block_tokens(block: Block) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from appliance.config.agents import AgentConfig
 from appliance.config.schema import Config
 from appliance.router.tools import tool_shape
 from appliance.router.types import Policy, StepFacts, Tuning, bounded_text
 from appliance.turns.limits import Left
-from appliance.turns.prompt import estimate_tokens
+from appliance.turns.prompt import estimate_tokens, in_words
 from appliance.turns.state import TurnState
 from appliance.types import (
     ImageBlock,
@@ -68,6 +68,15 @@ class Ready:
     def prompt_tokens(self) -> int:
         """An estimate; engines count."""
         return estimate_tokens(self.messages) + tool_tokens(self.tools)
+
+    @property
+    def asks_with_images(self) -> bool:
+        """Whether the question itself shows some. Of other images (in results of tools, in what
+        was said before) a model that cannot read them is told in words."""
+        return any(isinstance(block, ImageBlock) for block in self.current[0].blocks)
+
+    def in_words(self) -> Ready:
+        return replace(self, earlier=in_words(self.earlier), current=in_words(self.current))
 
     @property
     def answer_tokens(self) -> int:

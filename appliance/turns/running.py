@@ -123,6 +123,22 @@ class Running:
         task.cancel()
         return True
 
+    async def over(self, turn_id: str, within_s: float) -> None:
+        """Returns when this turn has ended, or after that time."""
+        task = self._tasks.get(turn_id)
+        if task is not None:
+            await asyncio.wait({task}, timeout=within_s)
+
+    def children(self, turn_id: str) -> list[str]:
+        """The unfinished turns that this one asked for."""
+        live = [turn.turn_id for turn in self._live.values()
+                if turn.state.accepted.parent_turn == turn_id]  # fmt: skip
+        return live + [
+            waking.row.turn_id
+            for waking in self._waking.values()
+            if waking.row.parent_turn == turn_id and waking.row.turn_id not in self._live
+        ]
+
     async def drain(self, within_s: float, hurry: asyncio.Event) -> None:
         """Let running steps finish for `within_s` or until `hurry` is set. A person is not waited
         for, nor is a turn that has not been read back."""

@@ -31,6 +31,10 @@ from appliance.wire.native import message_to_json, usage_to_json
 UNFINISHED_MAX = 10_000
 """Turns accepted and not finished; beyond, new ones are shed. Each costs a few KB of RAM."""
 
+CANCEL_S = 2.0
+"""Waited for the end of a cancelled turn to be journalled: an answer that a crash takes back would
+be none. A full disk is not waited for."""
+
 DECISIONS = ("allow_once", "allow_always", "reject_once", "reject_always")
 
 
@@ -159,6 +163,7 @@ class Turns:
             request.label or Label.PUBLIC,
             request.message.label,
             config.agents[request.agent].label,
+            await self._least_label(session.session_id),
         )
         accepted = ev.TurnAccepted(
             agent=request.agent,
@@ -203,6 +208,11 @@ class Turns:
             return await self.create_session(request.agent, request.owner_uid, title, request.label)
         return await self.session(request.session_id)
 
+    async def _least_label(self, session_id: str) -> Label:
+        """What the session was said to be when it was made."""
+        made = await self._journal.read(session_id, kinds=["session.created"], limit=1)
+        return highest(Label.PUBLIC, *(Label(event.body.get("label", "public")) for event in made))
+
     def _agent_config(self, agent: str) -> Config:
         config = self._config()
         if agent not in config.agents:
@@ -245,11 +255,12 @@ class Turns:
             raise NotFound(f"there is no turn {turn_id!r}", hint="appliance turns")
         return state
 
-    async def follow(self, turn_id: str, after: int = 0) -> AsyncIterator[Item]:
-        """Events and deltas of a turn from `after` to its end; `NotFound` if there is none."""
+    async def follow(self, turn_id: str, after: int = 0) -> AsyncIterator[list[Item]]:
+        """Events and deltas of a turn from `after` to its end, in batches; `NotFound` if there is
+        none."""
         await self.turn(turn_id)
-        async for item in self.streams.follow(turn_id, after):
-            yield item
+        async for items in self.streams.follow(turn_id, after):
+            yield items
 
     async def recorded(self, turn_id: str, after: int = 0) -> list[Item]:
         """What the journal holds of a turn by now, as followers would get it."""
@@ -259,11 +270,17 @@ class Turns:
     # --- interfering ----------------------------------------------------------------------------
 
     async def cancel(self, turn_id: str, by_uid: int, reason: str = "cancelled") -> bool:
-        """Cancel a turn wherever it is. False if it had ended already."""
+        """Cancel a turn wherever it is, and those it asked of other agents. False if it had ended
+        already. Its end is on disk on return, unless the disk is full."""
         state = await self.turn(turn_id)
         usage = usage_to_json(state.usage)
         cancelled = ev.TurnCancelled(reason=reason, by_uid=by_uid, usage=usage)
-        return not state.is_finished and self._running.cancel(turn_id, cancelled)
+        if state.is_finished or not self._running.cancel(turn_id, cancelled):
+            return False
+        for child in self._running.children(turn_id):
+            await self.cancel(child, by_uid, "the turn that asked for it was cancelled")
+        await self._running.over(turn_id, CANCEL_S)
+        return True
 
     async def ask_person(
         self, turn_id: str, server: str, message: str, fields: Mapping[str, Json]
@@ -334,11 +351,8 @@ class Turns:
             note=note,
         )
         answered = replace(row, status=decision, decided_by=by_uid)
-        draft = body.draft(turn.state.session_id, turn.turn_id)
         standing = self._standing(turn.state, row, decision, by_uid)
-        (event,) = await self._journal.append(
-            draft, index=(answered, turn.row_after(body), *standing), durable=True
-        )
-        self.streams.publish_event(event)
-        turn.inbox.put_nowait(event)
-        return answered
+        if await turn.decide(body, answered, *standing):
+            return answered
+        first = await self._approvals.get(row.approval_id)  # it expired, or its turn just ended
+        return first or row

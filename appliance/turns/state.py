@@ -117,10 +117,17 @@ class TurnState:
     ended_ms: int | None = None
     questions: tuple[ev.QuestionAsked, ...] = ()
     """Of servers in mid-call, not answered yet."""
+    last_ms: int = 0
+    waited_ms: int = 0
+    """What of its time people took to answer, its own questions and those of turns it asked for."""
 
     @property
     def is_finished(self) -> bool:
         return self.status not in UNFINISHED
+
+    def elapsed_s(self, now_ms: int) -> float:
+        """Seconds since acceptance in which it did not wait for a person."""
+        return (now_ms - self.accepted_ms - self.waited_ms) / 1000
 
     @property
     def label(self) -> Label:
@@ -214,7 +221,13 @@ def apply(state: TurnState | None, event: Event) -> TurnState:
         assert event.turn is not None
         return TurnState(event.turn, event.stream, body, event.at_ms, last_seq=event.seq)
     assert state is not None, f"{event.kind} before turn.accepted"
-    return replace(_applied(state, body, event.at_ms), last_seq=event.seq)
+    waited_ms = state.waited_ms
+    if state.status in AWAITING_PERSON:
+        waited_ms += max(event.at_ms - state.last_ms, 0)
+    if isinstance(body, ev.ToolCompleted):
+        waited_ms += body.waited_ms
+    after = _applied(state, body, event.at_ms)
+    return replace(after, last_seq=event.seq, last_ms=event.at_ms, waited_ms=waited_ms)
 
 
 def _applied(state: TurnState, body: ev.Body, at_ms: int) -> TurnState:

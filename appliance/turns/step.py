@@ -31,6 +31,7 @@ from appliance.router.explain import explain, explain_judgement
 from appliance.router.record import Decision, decided, decision_to_json, judgement_to_json
 from appliance.router.types import NoRoute, Place, Rejection, Route, StepFacts
 from appliance.router.verify import Escalate, EscalationReason, Judgement
+from appliance.tools import labels
 from appliance.turns import events as ev
 from appliance.turns.attempt import Attempts, Preempted
 from appliance.turns.judging import Judged, Judging, cloud_agrees
@@ -132,6 +133,7 @@ class Steps:
         last_error: ApplianceError | None = None
         handed_up: tuple[Taken, Judged] | None = None
         for attempt in range(move.attempt, move.attempt + ATTEMPTS_MAX):
+            ready = self._as_sensitive_as_now(ready)
             given_up = frozenset(name for name, each in tries.items() if each.is_over)
             facts, decision = await self._decide(ready, given_up, handed_up is not None)
             if isinstance(decision.outcome, NoRoute):
@@ -145,7 +147,8 @@ class Steps:
                     raise
                 last_error = error
                 await turn.append(_attempt_failed(move.step, attempt, target, error))
-                await self._after(error, target, tries[target], ready)
+                elsewhere = _has_elsewhere(decision.outcome, self._config())
+                await self._after(error, target, tries[target], ready, elsewhere)
                 continue
             judged = await self._judging(ready, facts, decision, attempt, done)
             taken = _taken(facts, decision, judged)
@@ -198,6 +201,14 @@ class Steps:
             deadline_s=self._clock.monotonic() + left.turn_s,
         )
 
+    def _as_sensitive_as_now(self, ready: Ready) -> Ready:
+        """With what the configuration has come to call sensitive since things were said: read at
+        each attempt, so that one after an edit does not send what the edit was to keep here."""
+        config = self._config()
+        agent = config.agents.get(ready.agent_name, ready.agent)
+        since = highest(agent.label, labels.of_calls(config, ready.messages))
+        return replace(ready, label=highest(ready.label, since))
+
     async def _decide(
         self, ready: Ready, given_up: frozenset[str], escalated: bool
     ) -> tuple[StepFacts, Decision]:
@@ -209,6 +220,9 @@ class Steps:
         tuning = tuning_of(config, ready.agent)
         score = await self._learning.score(facts, targets)
         decision = decided(facts, targets, score, self._chance.random(), tuning)
+        if _shut_for_images(decision.outcome) and not ready.asks_with_images:
+            facts = replace(facts, needs_images=False)
+            decision = decided(facts, targets, score, self._chance.random(), tuning)
         if _forecast_alone_shuts(decision.outcome):
             # Only a tokenizer knows what fits, and only time tells what is late: rather try.
             facts = replace(facts, prompt_tokens=0, max_output_tokens=0, time_left_s=None)
@@ -219,14 +233,25 @@ class Steps:
         self, turn: LiveTurn, ready: Ready, target: str, attempt: int, tries: _Tries
     ) -> Completion:
         self._health.started(target)
-        done = await self._attempts.make(turn, ready, target, attempt)
+        try:
+            done = await self._attempts.make(turn, ready, target, attempt)
+        except BaseException:
+            self._health.ended(target)
+            raise
         provider = provider_of(self._config().models[target])
         self._health.succeeded(target, provider, tries.refund)
         return done
 
     # --- after an attempt -----------------------------------------------------------------------
 
-    async def _after(self, error: ApplianceError, target: str, tries: _Tries, ready: Ready) -> None:
+    async def _after(
+        self,
+        error: ApplianceError,
+        target: str,
+        tries: _Tries,
+        ready: Ready,
+        has_elsewhere: bool,
+    ) -> None:
         """Count a failure of a target, and wait where it is tried again."""
         if isinstance(error, Preempted):
             return
@@ -253,6 +278,7 @@ class Steps:
                 retry_after_s=error.retry_after_s,
                 should_retry=details.get("should_retry"),
                 time_left_s=ready.deadline_s - self._clock.monotonic(),
+                has_elsewhere=has_elsewhere,
             ),
             self._health.budget(provider),
             self._chance.random(),
@@ -296,11 +322,26 @@ def _taken(facts: StepFacts, decision: Decision, judged: Judged) -> Taken:
     return Taken(facts, target, decision.outcome.propensity, judged.shown)
 
 
+def _has_elsewhere(route: Route, config: Config) -> bool:
+    """Whether a place other than the provider just asked is open to the step."""
+    models = [config.models.get(each.target) for each in route.candidates if each.is_open]
+    asked = config.models.get(route.target)
+    providers = {provider_of(model) for model in (*models, asked) if model is not None}
+    return len(providers) > 1
+
+
 def _forecast_alone_shuts(outcome: Route | NoRoute) -> bool:
     """No target is open, and some are shut by nothing but an estimate."""
     return isinstance(outcome, NoRoute) and any(
         each.rejections and set(each.rejections) <= {Rejection.WINDOW, Rejection.DEADLINE}
         for each in outcome.candidates
+    )
+
+
+def _shut_for_images(outcome: Route | NoRoute) -> bool:
+    """No target is open, and some would be if they could read images or if those were not."""
+    return isinstance(outcome, NoRoute) and any(
+        Rejection.IMAGES in each.rejections for each in outcome.candidates
     )
 
 

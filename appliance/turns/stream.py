@@ -9,8 +9,7 @@ again from where the follower stood.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, TypeAlias
 
 from appliance.store.journal import Event, Journal
@@ -24,6 +23,9 @@ READ_CHUNK = 500
 
 Item: TypeAlias = dict[str, Any]
 """What a follower gets: `turns.events.to_client` of an event, or a delta (`type` "delta")."""
+
+Offer: TypeAlias = tuple[int | None, Item]
+"""An item with its journal position; None for a delta."""
 
 
 class Streams:
@@ -59,51 +61,69 @@ class Streams:
         if live is not None:
             live.publish(None, delta_to_json(turn_id, step, delta), ends_step=False)
 
-    async def follow(self, turn_id: str, after: int = 0) -> AsyncIterator[Item]:
-        """Everything of the turn after journal position `after`, ending with its end.
+    async def follow(self, turn_id: str, after: int = 0) -> AsyncIterator[list[Item]]:
+        """Everything of the turn after journal position `after`, ending with its end, in batches:
+        what is there at one moment is one wake-up, and one write to a client.
 
         The caller has checked that the turn exists.
         """
-        step_done = -1
+        place = _Place(after)
         while True:
             live = self._turns.get(turn_id)
             follower = live.join() if live is not None else None
             try:
-                async for item in self._replay(turn_id, after):
-                    after, step_done = item["seq"], _step_done(item, step_done)
-                    yield item
-                    if item["type"] in ev.TERMINAL_KINDS:
+                async for offered in self._replay(turn_id, place):
+                    yield offered
+                    if place.is_at_end:
                         return
                 if follower is None:
                     if turn_id not in self._turns:
                         return  # not live and no end: the daemon is stopping
                     continue
-                async for seq, item in follower.items():
-                    if seq is not None:
-                        if seq <= after:
-                            continue
-                        after, step_done = seq, _step_done(item, step_done)
-                    elif item["step"] <= step_done:
-                        continue  # said of a step whose whole message was replayed already
-                    yield item
-                    if item["type"] in ev.TERMINAL_KINDS:
+                async for waiting in follower.batches():
+                    if items := place.take(waiting):
+                        yield items
+                    if place.is_at_end:
                         return
             finally:
                 if live is not None and follower is not None:
                     live.leave(follower)
 
-    async def _replay(self, turn_id: str, after: int) -> AsyncIterator[Item]:
+    async def _replay(self, turn_id: str, place: _Place) -> AsyncIterator[list[Item]]:
         while True:
-            events = await self._journal.read_turn(turn_id, after=after, limit=READ_CHUNK)
-            for event in events:
-                after = event.seq
-                yield ev.to_client(event)
+            events = await self._journal.read_turn(turn_id, after=place.after, limit=READ_CHUNK)
+            if events:
+                yield place.take((event.seq, ev.to_client(event)) for event in events)
             if len(events) < READ_CHUNK:
                 return
 
 
-def _step_done(item: Item, step_done: int) -> int:
-    return int(item.get("step", 0)) if item["type"] == ev.StepCompleted.kind else step_done
+class _Place:
+    """How far one follower has read: what it is offered again is not repeated."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+        self.is_at_end = False
+        self._step_done = -1
+
+    def take(self, offered: Iterable[Offer]) -> list[Item]:
+        """Of these, in order, what is new; nothing after the turn's end."""
+        taken: list[Item] = []
+        for seq, item in offered:
+            if seq is None:
+                if item["step"] <= self._step_done:
+                    continue  # said of a step whose whole message was replayed already
+            elif seq <= self.after:
+                continue
+            else:
+                self.after = seq
+                if item["type"] == ev.StepCompleted.kind:
+                    self._step_done = int(item.get("step", 0))
+            taken.append(item)
+            if item["type"] in ev.TERMINAL_KINDS:
+                self.is_at_end = True
+                break
+        return taken
 
 
 class _Live:
@@ -138,32 +158,35 @@ class _Live:
 
 class _Follower:
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[tuple[int | None, Item] | None] = asyncio.Queue(QUEUE_LENGTH)
+        self._waiting: list[Offer] = []
+        self._something = asyncio.Event()
         self._lags = False
 
     def offer(self, seq: int | None, item: Item) -> None:
         if self._lags:
             return
-        try:
-            self._queue.put_nowait((seq, item))
-        except asyncio.QueueFull:
+        if len(self._waiting) >= QUEUE_LENGTH:
             self._lags = True
+            return
+        self._waiting.append((seq, item))
+        self._something.set()
 
     def close(self) -> None:
         """Wake who waits for the next item; there is none."""
         self._lags = True
-        with suppress(asyncio.QueueFull):
-            self._queue.put_nowait(None)
+        self._something.set()
 
-    async def items(self) -> AsyncIterator[tuple[int | None, Item]]:
-        """What was offered, in order; ends when this follower has lagged and must read again."""
+    async def batches(self) -> AsyncIterator[list[Offer]]:
+        """What was offered, in order, all there is at once; ends when this follower has lagged
+        and must read again."""
         while True:
-            if self._lags and self._queue.empty():
+            await self._something.wait()
+            self._something.clear()
+            waiting, self._waiting = self._waiting, []
+            if waiting:
+                yield waiting
+            if self._lags and not self._waiting:
                 return
-            offered = await self._queue.get()
-            if offered is None:
-                return
-            yield offered
 
 
 def delta_to_json(turn_id: str, step: int, delta: Delta) -> Item:

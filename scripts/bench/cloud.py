@@ -6,8 +6,9 @@ Three runs against the stand-in Claude of the test suite, each with a daemon of 
   calls faulted; a turn ends right when its answer is whole, from either side;
 - canaries: `--workflows` workflows of private, public and mixed agents with faults, follow-ups and
   fall-backs; the private ones carry canaries, searched for in every byte the stand-in was sent;
-- kills: `--kills` times kill -9 with charges in flight, then the ledger against its bill;
-  and 200 turns at once under a cap they would pass.
+- kills: `--kills` times kill -9 with charges in flight, then the ledger against its bill, in sum
+  and call by call;
+- cap: 200 turns at once under a cap they would pass.
 
 `--json` prints one flat object as the last line.
 """
@@ -16,10 +17,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
+import sqlite3
 import sys
 import tempfile
 import time
+from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +47,10 @@ CAP_USD = 0.02
 """Of the run that tries to pass a cap."""
 
 
-async def faults(claude: Claude, folder: Path, turns: int, share: float) -> dict[str, float]:
-    await claude.plan(share=share, mix=MIX, seed=1)
+async def faults(
+    claude: Claude, folder: Path, turns: int, share: float, seed: int
+) -> dict[str, float]:
+    await claude.plan(share=share, mix=MIX, seed=seed)
     home = write_cloud_home(folder / "home", claude.url)
     async with running(home, ANTHROPIC_API_KEY=claude.key) as daemon:
         ended = await _all(daemon, [(f"Question {n}?", "mixed", None) for n in range(turns)])
@@ -99,9 +106,9 @@ async def canaries(claude: Claude, folder: Path, workflows: int) -> dict[str, fl
     }
 
 
-async def kills(claude: Claude, folder: Path, rounds: int) -> dict[str, float]:
+async def kills(claude: Claude, folder: Path, rounds: int, seed: int) -> dict[str, float]:
     """Kill -9 at a random moment of four calls in flight, again and again, over one ledger."""
-    chance = random.Random(4)
+    chance = random.Random(seed)
     home = write_cloud_home(folder / "home", claude.url)
     await claude.plan(share=0.0, pace_s=0.004)
     in_flight = 0
@@ -109,28 +116,58 @@ async def kills(claude: Claude, folder: Path, rounds: int) -> dict[str, float]:
         daemon = await start(home, ANTHROPIC_API_KEY=claude.key)
         try:
             for call in range(4):
-                await daemon.start_turn(f"Kill {number}.{call}", "cloud")
+                padding = "word " * chance.randrange(400)  # no two calls cost the same
+                await daemon.start_turn(f"Kill {number}.{call} {padding}", "cloud")
             await asyncio.sleep(chance.uniform(0.0, 0.3))
         finally:
             daemon.kill()
             await daemon.process.wait()
             await daemon.session.close()
         charges = (await claude.bill())["charges"]
-        in_flight += sum(not charge["is_complete"] for charge in charges[-4:])
+        in_flight += sum(not charge["is_complete"] for charge in charges[-8:])
     await claude.plan(pace_s=0.0)
+    turns: list[dict[str, Any]] = []
     async with running(home, ANTHROPIC_API_KEY=claude.key) as daemon:
-        for turn in (await daemon.get("/api/turns", limit=1_000))["turns"]:
-            await daemon.ended(turn["id"])
-        ledger = (await daemon.get("/api/budget"))["today_micro_usd"]
-    bill = (await claude.bill())["micro_usd"]
+        while page := await _page(daemon, turns):
+            turns += page
+        ended = [await daemon.ended(turn["id"]) for turn in turns]
+        budget = await daemon.get("/api/budget")
+        while any(row["reserved"] for row in budget["caps"]):
+            budget = await daemon.get("/api/budget")
+    charges = (await claude.bill())["charges"]
+    bill, ledger = sum(each["micro_usd"] for each in charges), budget["today_micro_usd"]
+    settled = _settlements(home)
     assert in_flight > 0, "no charge was in flight at any kill"
     return {
         "kills": rounds,
+        "turns_ended_right_pct": 100
+        * sum(each.get("text", "").endswith(END) for each in ended)
+        / len(ended),
         "killed_in_mid_answer": in_flight,
+        "calls": len(charges),
+        "calls_cut": sum(not each["is_complete"] for each in charges),
+        "calls_settled_wrong": sum(
+            (Counter(each["micro_usd"] for each in charges) - Counter(settled)).values()
+        ),
+        "asked_again": len(charges) - len(turns),
         "billed_micro_usd": bill,
         "ledger_micro_usd": ledger,
         "budget_error_micro_usd": abs(ledger - bill),
     }
+
+
+async def _page(daemon: Daemon, so_far: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The next turns, newest first, that are not among those."""
+    before = {"before": so_far[-1]["id"]} if so_far else {}
+    return list((await daemon.get("/api/turns", limit=1_000, **before))["turns"])
+
+
+def _settlements(home: Path) -> list[int]:
+    """What each call was settled to, in micro-dollars, as the journal has it."""
+    (path,) = (home / "state").glob("*.db")
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        rows = connection.execute("SELECT body FROM event WHERE kind = 'budget.settled'")
+        return [json.loads(body)["micro_usd"] for (body,) in rows]
 
 
 async def cap(claude: Claude, folder: Path) -> dict[str, float]:
@@ -154,12 +191,15 @@ async def _all(daemon: Daemon, asks: list[tuple[str, str, str | None]]) -> list[
 
 async def measure(arguments: argparse.Namespace, url: str, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    wanted = arguments.only.split(",") if arguments.only else ["faults", "canaries", "kills", "cap"]
     for name, run in {
-        "faults": lambda c, f: faults(c, f, arguments.turns, arguments.share),
+        "faults": lambda c, f: faults(c, f, arguments.turns, arguments.share, arguments.seed),
         "canaries": lambda c, f: canaries(c, f, arguments.workflows),
-        "kills": lambda c, f: kills(c, f, arguments.kills),
+        "kills": lambda c, f: kills(c, f, arguments.kills, arguments.seed),
         "cap": cap,
     }.items():
+        if name not in wanted:
+            continue
         started_s = time.monotonic()
         (folder / name).mkdir()
         async with talking_to(url, folder / name / "claude-requests.log") as claude:
@@ -175,6 +215,8 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.2)
     parser.add_argument("--workflows", type=int, default=300)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--only", default="", help="of the runs: faults,canaries,kills,cap")
+    parser.add_argument("--seed", type=int, default=4, help="of faults and of the moments of kills")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, claude_process(Path(folder) / "claude") as url:

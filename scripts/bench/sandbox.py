@@ -3,7 +3,8 @@
     python scripts/bench/sandbox.py [--starts N] [--json]
 
 Variants are interleaved; medians and 90th percentiles in milliseconds. `bare` is a fork and exec of
-/bin/true from Python, to subtract. The last line with --json is one flat object.
+/bin/true from Python, to subtract; `call` is a runner forked by the warm starter, `call_by_path`
+one that starts a Python of its own. The last line with --json is one flat object.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
-from appliance.tools.detached import DetachedCalls, Job
+from appliance.tools.detached import DetachedCalls, Job, Starter
 from appliance.tools.sandbox.limits import Limits
 from appliance.tools.sandbox.plan import Cage, bubblewrap_argv
 from appliance.tools.sandbox.report import SandboxReport, probe
@@ -47,7 +49,8 @@ def start_python() -> None:
 async def measure(starts: int) -> dict[str, list[float]]:
     reports = {mode: await probe(mode) for mode in ("bubblewrap", "landlock")}
     times: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as root:
+    async with AsyncExitStack() as held:
+        root = held.enter_context(tempfile.TemporaryDirectory())
         folders = {name: Path(root) / name for name in ("work", "calls")}
         for folder in folders.values():
             folder.mkdir()
@@ -55,6 +58,7 @@ async def measure(starts: int) -> dict[str, list[float]]:
         plain: dict[str, Callable[[], None]] = {"bare": start_bare, "bare_python": start_python}
         if reports["bubblewrap"].can_run_programs:
             plain["bubblewrap"] = lambda: start_bubblewrap(reports["bubblewrap"], work)
+        starter = await held.enter_async_context(Starter(folders["calls"]))
         for number in range(starts):
             for name, start in plain.items():
                 began = time.perf_counter()
@@ -63,15 +67,16 @@ async def measure(starts: int) -> dict[str, list[float]]:
             for mode, report in reports.items():
                 if not report.can_run_programs:
                     continue
-                calls = DetachedCalls(folders["calls"], report)
-                job = Job(
-                    f"{mode}-{number}", "", Cage(work), LIMITS, 30.0, {"PATH": "/usr/bin:/bin"},
-                    ("/bin/true",),
-                )  # fmt: skip
-                began = time.perf_counter()
-                await calls.run(job)
-                taken = (time.perf_counter() - began) * 1000
-                times.setdefault(f"call_{mode}", []).append(taken)
+                for way, warm in (("call", starter), ("call_by_path", None)):
+                    calls = DetachedCalls(folders["calls"], report, warm)
+                    job = Job(
+                        f"{way}-{mode}-{number}", "", Cage(work), LIMITS, 30.0,
+                        {"PATH": "/usr/bin:/bin"}, ("/bin/true",),
+                    )  # fmt: skip
+                    began = time.perf_counter()
+                    await calls.run(job)
+                    taken = (time.perf_counter() - began) * 1000
+                    times.setdefault(f"{way}_{mode}", []).append(taken)
     return times
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.config.policy import BreakerConfig
-from appliance.router.breaker import Breaker, failed, started, succeeded
+from appliance.router.breaker import Breaker, ended, failed, started, succeeded
 from appliance.router.types import BreakerState
 
 
@@ -54,6 +54,14 @@ def test_one_probe_goes_and_holds_the_others_back() -> None:
 def test_a_probe_that_never_reports_is_forgotten() -> None:
     probing = started(broken(), 5.0)
     assert probing.state(200.0) is BreakerState.HALF_OPEN
+
+
+def test_a_probe_that_says_nothing_of_the_backend_lets_the_next_one_go() -> None:
+    probing = started(broken(), 5.0)
+    throttled = ended(probing)
+    assert throttled.state(5.1) is BreakerState.HALF_OPEN
+    assert ended(broken()).state(0.1) is BreakerState.OPEN
+    assert ended(Breaker()) == Breaker()
 
 
 def test_each_failed_probe_doubles_the_rest_up_to_half_a_minute() -> None:

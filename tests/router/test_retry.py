@@ -120,6 +120,41 @@ def test_with_a_fifth_of_calls_faulted_extra_requests_stay_under_a_fifth() -> No
     assert right > 8_500
 
 
+@pytest.mark.parametrize("failure", [Failure.TRANSIENT, Failure.THROTTLED])
+@pytest.mark.parametrize("turns", [100, 300, 1_000])
+def test_steps_that_can_go_elsewhere_keep_the_bound_from_the_first_turns_on(
+    turns: int, failure: Failure
+) -> None:
+    first = replace(FIRST, failure=failure, has_elsewhere=True)
+    ratios = []
+    for seed in range(40):
+        draw, budget, requests = random.Random(seed), RetryBudget(), 0
+        for _ in range(turns):
+            attempt, given_back = first, 1
+            while True:
+                requests += 1
+                if draw.random() >= 0.2:
+                    budget = budget.give(given_back)
+                    break
+                verdict = decide(attempt, budget, draw.random())
+                if isinstance(verdict, GiveUp):
+                    break
+                budget, given_back = verdict.budget, verdict.refund
+                attempt = replace(attempt, number=attempt.number + 1)
+        ratios.append(requests / turns)
+    assert sum(ratios) / len(ratios) <= 1.18
+    assert sorted(ratios)[-3] <= 1.21
+
+
+def test_steps_that_can_go_elsewhere_leave_the_bucket_to_those_that_cannot() -> None:
+    budget, retries = RetryBudget(), 0
+    while isinstance(verdict := decide(replace(FIRST, has_elsewhere=True), budget, 0.5), Retry):
+        budget, retries = verdict.budget, retries + 1
+    assert verdict == GiveUp(GiveUpReason.BUDGET, can_fall_back=True)
+    assert retries == 3, "one fault at the very start is still retried"
+    assert isinstance(decide(FIRST, budget, 0.5), Retry)
+
+
 @given(st.integers(0, 20), st.floats(0, 1, exclude_max=True), st.none() | st.floats(0, 20))
 def test_the_wait_is_bounded_and_never_shorter_than_asked(
     number: int, draw: float, retry_after_s: float | None

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from appliance.clock import VirtualClock
 from appliance.config.schema import Config
+from appliance.engines.provider.bill import Due
 from appliance.errors import BudgetExceeded
-from appliance.scheduler.budgets import Budgets
+from appliance.scheduler.budgets import Budgets, Tapes
 from appliance.store.database import Database
 from appliance.store.journal import Journal
 from appliance.store.ledger import Currency, Ledger, Scope
@@ -31,16 +32,17 @@ def config(**budgets: object) -> Config:
 class Till:
     """Budgets in a folder; leaving it without `close` is what a kill does to them."""
 
-    def __init__(self, folder: Path, settings: Config) -> None:
+    def __init__(self, folder: Path, settings: Config, tapes: Tapes | None = None) -> None:
         self._folder = folder
         self._config = settings
+        self._tapes = tapes
         self._rooms = AsyncExitStack()
 
     async def __aenter__(self) -> Till:
         database = await self._rooms.enter_async_context(Database(self._folder))
         clock = VirtualClock()
         self.journal, self.ledger = Journal(database, clock), Ledger(database)
-        self.budgets = Budgets(lambda: self._config, self.journal, self.ledger, clock)
+        self.budgets = Budgets(lambda: self._config, self.journal, self.ledger, clock, self._tapes)
         await self._rooms.enter_async_context(self.budgets)
         return self
 
@@ -213,3 +215,101 @@ def test_the_mirror_is_the_ledger_and_the_ledger_is_the_bill(
                     return
 
     asyncio.run(live())
+
+
+class Shelf:
+    """Tapes by reservation, as a daemon that comes back finds them."""
+
+    def __init__(self) -> None:
+        self.left: dict[str, Due | None] = {}
+        self.has_ended = asyncio.Event()
+        self.forgotten: list[str] = []
+
+    async def is_ready(self) -> bool:
+        return True
+
+    def was_left(self, name: str) -> bool:
+        return name in self.left
+
+    async def due(self, name: str) -> Due | None:
+        await self.has_ended.wait()
+        return self.left[name]
+
+    def forget(self, name: str) -> None:
+        self.forgotten.append(name)
+
+
+@pytest.mark.parametrize(
+    ("tape", "due"),
+    [(Due(usage(777)), 777), (Due(None), 0), (None, 40)],
+    ids=["billed", "refused", "silent"],
+)
+async def test_what_a_killed_daemon_left_on_tape_is_promised_until_it_ends_and_then_billed(
+    tmp_path: Path, tape: Due | None, due: int
+) -> None:
+    shelf = Shelf()
+    async with Till(tmp_path, config(), shelf) as till:
+        await till.reserve(1_000)
+        name = await till.budgets.sent("t", usage(40))
+        assert name
+    shelf.left[name] = tape
+    async with Till(tmp_path, config(), shelf) as till:
+        assert till.budgets.left_micro_usd("a", "s") == 500_000 - 1_000
+        settling = asyncio.ensure_future(till.budgets.settle_left())
+        await asyncio.sleep(0)
+        assert await till.spent() == 0
+        shelf.has_ended.set()
+        await settling
+        assert await till.spent() == due
+        assert till.budgets.left_micro_usd("a", "s") == 500_000 - due
+
+
+async def test_a_call_that_was_to_be_taped_and_has_no_tape_was_never_sent(tmp_path: Path) -> None:
+    async with Till(tmp_path, config(), Shelf()) as till:
+        await till.reserve(1_000)
+        await till.budgets.sent("t", usage(40))
+    async with Till(tmp_path, config(), Shelf()) as till:
+        assert await till.spent() == 0
+        assert await till.ledger.open_reservations() == []
+
+
+async def test_a_call_whose_answer_an_earlier_one_paid_for_costs_nothing(tmp_path: Path) -> None:
+    async with Till(tmp_path, config(), Shelf()) as till:
+        hold = await till.reserve(1_000)
+        await till.budgets.sent("t", usage(40))
+        await till.budgets.adopted("t", "hold_of_another_life")
+        await till.budgets.seen("t", usage(300))
+        await hold.settle(usage(500))
+        assert await till.spent() == 0
+        assert await till.ledger.open_reservations() == []
+
+
+async def test_a_turn_that_adopts_an_answer_ends_when_what_it_cost_is_in_the_ledger(
+    tmp_path: Path,
+) -> None:
+    shelf = Shelf()
+    async with Till(tmp_path, config(), shelf) as till:
+        await till.reserve(1_000)
+        name = await till.budgets.sent("t", usage(40))
+    shelf.left[name] = Due(usage(777))
+    async with Till(tmp_path, config(), shelf) as till:
+        settling = asyncio.ensure_future(till.budgets.settle_left())
+        hold = await till.reserve(1_000)
+        await till.budgets.sent("t", usage(40))
+        await till.budgets.adopted("t", name)
+        ending = asyncio.ensure_future(hold.settle(usage(777)))
+        await asyncio.wait([ending], timeout=0.05)
+        assert not ending.done()
+        shelf.has_ended.set()
+        await ending
+        assert await till.spent() == 777
+        await settling
+
+
+async def test_the_tape_of_a_settled_call_is_forgotten(tmp_path: Path) -> None:
+    shelf = Shelf()
+    async with Till(tmp_path, config(), shelf) as till:
+        hold = await till.reserve(1_000)
+        name = await till.budgets.sent("t", usage(40))
+        await hold.settle(usage(500))
+    assert shelf.forgotten == [name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from appliance.scheduler.core import Core
 from appliance.scheduler.dispatcher import LeaseRequest, Scheduler
 from appliance.scheduler.placing import BestFit
 from appliance.scheduler.policy import Policy
-from appliance.scheduler.values import AgentSpec, DeviceView, ModelSpec
+from appliance.scheduler.values import AgentSpec, DeviceView, ModelSpec, Record
 
 Make = Any
 
@@ -26,9 +26,14 @@ def spec(name: str, size: int = 60, slots: int = 4, fingerprint: str = "") -> Mo
 
 @asynccontextmanager
 async def scheduler(
-    workshop: Any, *specs: ModelSpec, policy: Policy | None = None
+    workshop: Any,
+    *specs: ModelSpec,
+    policy: Policy | None = None,
+    on_decision: Callable[[Record], None] | None = None,
 ) -> AsyncIterator[Scheduler]:
-    async with Scheduler(Core(BestFit(), policy), workshop, SystemClock()) as running:
+    async with Scheduler(
+        Core(BestFit(), policy), workshop, SystemClock(), on_decision=on_decision
+    ) as running:
         await running.inventory_changed([DeviceView("gpu0", 100)])
         await running.reconfigure(specs, [])
         yield running
@@ -51,13 +56,13 @@ async def test_a_thousand_concurrent_first_requests_cause_one_load(make_workshop
 
 async def test_another_model_takes_the_place_of_an_idle_one(make_workshop: Make) -> None:
     workshop = make_workshop()
-    async with scheduler(workshop, spec("a"), spec("b")) as running:
+    decided: list[Record] = []
+    async with scheduler(workshop, spec("a"), spec("b"), on_decision=decided.append) as running:
         for number, model in enumerate(["a", "b", "a"]):
             async with running.lease(LeaseRequest(f"r{number}", "x", (model,))) as lease:
                 assert lease.model == model
         assert workshop.loads == ["a", "b", "a"]
-        evicted = [record for record in running.decisions() if record.kind == "evict"]
-        assert [record.subject for record in evicted] == ["a", "b"]
+    assert [record.subject for record in decided if record.kind == "evict"] == ["a", "b"]
 
 
 async def test_what_can_never_fit_is_refused_with_its_numbers(make_workshop: Make) -> None:
@@ -190,3 +195,30 @@ async def test_shutdown_does_not_wait_for_a_slow_load(make_workshop: Make) -> No
         assert workshop.loads == ["a"]
     with pytest.raises(Overloaded):
         await asking
+
+
+async def test_files_are_read_ahead_while_the_model_before_still_works(
+    make_workshop: Make,
+) -> None:
+    workshop, reading, read = make_workshop(), asyncio.Event(), asyncio.Event()
+
+    async def read_ahead(model: str) -> None:
+        assert model == "b"
+        reading.set()
+        await read.wait()
+
+    async with Scheduler(
+        Core(BestFit()), workshop, SystemClock(), read_ahead=read_ahead
+    ) as running:
+        await running.inventory_changed([DeviceView("gpu0", 100)])
+        await running.reconfigure([spec("a"), spec("b")], [])
+
+        async def ask_b() -> None:
+            async with running.lease(LeaseRequest("second", "y", ("b",))):
+                pass
+
+        async with running.lease(LeaseRequest("first", "x", ("a",))):
+            waiter = asyncio.create_task(ask_b())
+            await reading.wait()
+            assert workshop.loads == ["a"], "it has not given its place"
+        await waiter  # whether the reading is over or not

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from appliance.scheduler.policy import Policy
 from appliance.scheduler.simulator import Agent, fifo_turns, simulate
 from appliance.scheduler.values import DeviceView, ModelSpec
 
@@ -14,4 +18,33 @@ def test_four_agents_on_three_models_get_twice_the_turns_of_first_come_first_ser
     ours = simulate(AGENTS, MODELS, [DeviceView("gpu0", 100)], hours=8)
     fifo = fifo_turns(AGENTS, LOAD_S, hours=8)
     assert ours.total_turns >= 2 * fifo.total_turns, (ours, fifo)
-    assert min(ours.turns.values()) > 0
+    assert max(ours.turns.values()) <= 4 * min(ours.turns.values()), "nobody pays for it"
+    assert ours.most_overtaken <= Policy().max_overtaken
+
+
+@given(
+    owners=st.lists(st.integers(1, 3), min_size=2, max_size=6),
+    load_s=st.floats(5, 40),
+    step_s=st.floats(1, 10),
+    pause_s=st.floats(0, 1.5),
+    slots=st.integers(1, 3),
+)
+@settings(max_examples=12, deadline=None)
+def test_agents_get_the_same_however_many_share_a_model(
+    owners: list[int], load_s: float, step_s: float, pause_s: float, slots: int
+) -> None:
+    agents = [
+        Agent(f"a{model}.{n}", f"m{model}", 1, step_s, pause_s)
+        for model, count in enumerate(owners)
+        for n in range(count)
+    ]
+    models = [ModelSpec(f"m{n}", slots, demand=80, load_s=load_s) for n in range(len(owners))]
+    ours = simulate(agents, models, [DeviceView("gpu0", 100)], hours=1)
+    assert max(ours.turns.values()) <= 3 * min(ours.turns.values())
+    assert ours.most_overtaken <= Policy().max_overtaken
+
+
+def test_an_agent_of_twice_the_weight_gets_a_turn_twice_as_long() -> None:
+    agents = [Agent("a", "x", weight=2.0), Agent("b", "y")]
+    ours = simulate(agents, MODELS[:2], [DeviceView("gpu0", 100)], hours=8)
+    assert 1.7 < ours.turns["a"] / ours.turns["b"] < 2.3

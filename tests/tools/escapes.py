@@ -22,7 +22,7 @@ def _python(code: str) -> str:
 def _syscall(*arguments: object) -> str:
     """A raw system call; escaped if the kernel lets it through."""
     listed = ", ".join(str(argument) for argument in arguments)
-    return _python(f"import ctypes, sys; sys.exit(ctypes.CDLL(None).syscall({listed}) < 0)")
+    return _python(f"import ctypes, os, sys; sys.exit(ctypes.CDLL(None).syscall({listed}) < 0)")
 
 
 ESCAPES: dict[str, str] = {
@@ -46,6 +46,14 @@ ESCAPES: dict[str, str] = {
     "read password hashes": "grep ^root: /etc/shadow && echo ESCAPED",
     "list the home of root": 'test -n "$(ls -A /root)" && echo ESCAPED',
     "read inherited descriptors": "for n in 3 4 5 6 7 8 9; do cat /proc/self/fd/$n/secret; done",
+    "read what another session wrote": "cat {sibling}; cat ../*/diary",
+    "read through any root there is": "for p in /proc/[0-9]*; do cat $p/root{secret}; done",
+    "read through any working folder": "for p in /proc/[0-9]*; do cat $p/cwd/secret; done",
+    "read the daemon's key ring": _python(
+        "import ctypes; libc = ctypes.CDLL(None); text = ctypes.create_string_buffer(64);"
+        ' key = libc.syscall({request_key}, b"user", b"{mark}", 0, 0);'
+        " assert libc.syscall({keyctl}, 11, key, text, 64) > 0; print(text.value)"
+    ),
     "read kernel memory": "head -c 1 /proc/kcore && echo ESCAPED",
     # writing what is outside
     "write by absolute path": "echo x > {outside}/{mark}",
@@ -66,6 +74,9 @@ ESCAPES: dict[str, str] = {
     "forge a result": "echo '{{}}' > {calls}/forged.done",
     "plant a configuration": "mkdir -p {outside}/.config",
     "write through the victim": "echo x > /proc/{victim}/root{outside}/{mark}",
+    "move its workspace away": 'mv "$PWD/.." "$PWD/../../moved" && echo ESCAPED',
+    "put a link in place of its workspace": 'w=$(dirname "$PWD"); rmdir "$w" 2>/dev/null;'
+    ' mv "$w" "$w.old" && ln -s {outside} "$w" && echo ESCAPED',
     "make a disk node": "mknod disk b 254 0 && head -c 1 disk && echo ESCAPED",
     "make a memory node": "mknod memory c 1 1 && head -c 1 memory && echo ESCAPED",
     # mounts and namespaces
@@ -100,6 +111,14 @@ ESCAPES: dict[str, str] = {
     "vsock to the hypervisor": _python(
         "import socket; s = socket.socket(socket.AF_VSOCK); s.settimeout(1); s.connect((2, 1))"
     ),
+    "the controlling terminal": "exec 3<>/dev/tty && echo ESCAPED",
+    "push into a terminal": _python(
+        'import fcntl, glob; [fcntl.ioctl(open(p), 0x5412, b"x")'
+        ' for p in glob.glob("/dev/pts/[0-9]*")]'
+        " or exit(1)"
+    ),
+    "the session's bus and display": "ls /run/dbus /run/user /run/systemd /tmp/.X11-unix"
+    " 2>/dev/null | grep . && echo ESCAPED",
     # other processes
     "see the victim": "kill -0 {victim} && echo ESCAPED",
     "kill the victim": "kill -9 {victim}",
@@ -107,6 +126,18 @@ ESCAPES: dict[str, str] = {
     "kill its runner": "kill -9 $PPID",
     "trace the victim": _syscall(101, 16, "{victim}", 0, 0),
     "read the victim's memory": _python('open("/proc/{victim}/mem", "rb").seek(4096)'),
+    "limit what the victim may open": _python(
+        "import resource as r; r.prlimit({victim}, r.RLIMIT_NOFILE, (64, 64))"
+    ),
+    "slow the victim down": _python("import os; os.setpriority(os.PRIO_PROCESS, {victim}, 19)"),
+    "pin the victim to a core": _python("import os; os.sched_setaffinity({victim}, [0])"),
+    "give the victim another scheduler": _python(
+        "import os; os.sched_setscheduler({victim}, os.SCHED_IDLE, os.sched_param(0))"
+    ),
+    "signal the victim by descriptor": _python(
+        "import os, signal; signal.pidfd_send_signal(os.pidfd_open({victim}), signal.SIGCONT)"
+    ),
+    "compare itself with the victim": _syscall("{kcmp}", "os.getpid()", "{victim}", 0, 0, 0),
     "take the victim's descriptors": _python(
         "import os, ctypes; fd = os.pidfd_open({victim});"
         " assert ctypes.CDLL(None).syscall(438, fd, 0, 0) >= 0"
@@ -143,6 +174,12 @@ ESCAPES: dict[str, str] = {
     # using everything up
     "fork without end": "b() {{ b | b & }}; b; sleep 0.3",
     "fill the disk with one file": "head -c 300000000 /dev/zero > big",
+    "fill the disk with a hole": "truncate -s 200M hole && echo ESCAPED",
+    "fill the disk too deep to be seen": "n=$(printf 'x%.0s' $(seq 200)); for i in $(seq 25); do "
+    "mkdir $n; cd $n; done; for i in $(seq 100); do head -c 2000000 /dev/zero > $i; sleep 0.02; "
+    "done; sleep 3; "
+    "echo ESCAPED",
+    "fork away for ever": "while :; do setsid sh -c 'setsid sleep 98765 &' & sleep 0.005; done",
     "fill memory": "tail /dev/zero",
     "run for ever": "while :; do :; done",
     "write output for ever": "yes canar",
@@ -159,6 +196,8 @@ ALONE = (
     "outlive the call by two forks",
     "fork without end",
     "fill the disk with one file",
+    "fill the disk too deep to be seen",
+    "fork away for ever",
     "fill memory",
     "run for ever",
     "write output for ever",

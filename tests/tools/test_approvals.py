@@ -61,11 +61,43 @@ def test_an_allowed_pattern_never_allows_a_second_command(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["git push", "cd x && git push -f", "true; git push", "(git push)", "x | git push"]
+    "command",
+    [
+        "git push",
+        "cd x && git push -f",
+        "true; git push",
+        "(git push)",
+        "x | git push",
+        "git  push",
+        "git\tpush",
+        " git push",
+        'git "push"',
+        "g'i't push",
+        "git \\\n push",
+        "A=1 B=2 git push",
+        "env A=1 git push",
+        "sh -c 'git push'",
+        'bash -ec "git push"',
+        "if true; then git push; fi",
+        "! git push",
+        "x=$(git push)",
+    ],
 )
 def test_a_denied_pattern_is_found_in_every_part_of_a_command(command: str) -> None:
     rules = (rule("shell", "deny", command="git push*"), rule("shell", "allow"))
     assert isinstance(evaluate(rules, (), intent("shell", command=command), "a"), Deny)
+
+
+@pytest.mark.parametrize(
+    "command", ["git -C . push", "$(echo git) push", "git pu${x}sh", "./push.sh", "gіt push"]
+)
+def test_what_a_denied_pattern_cannot_see_is_asked_unless_a_rule_allows_it(command: str) -> None:
+    """A pattern on a shell's text is a reminder; what holds is that nothing allows the rest."""
+    deny, only_status = (
+        rule("shell", "deny", command="git push*"),
+        rule("shell", "allow", command="git status*"),
+    )
+    assert isinstance(evaluate((deny, only_status), (), intent("shell", command=command), "a"), Ask)
 
 
 def test_patterns_reach_whole_servers() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,44 @@ def test_a_write_keeps_the_mode_of_what_it_replaces(tmp_path: Path) -> None:
     with Workspace(str(tmp_path)) as workspace:
         files.write_file(workspace, "run", "new")
     assert (tmp_path / "run").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_folder_that_turns_into_a_link_and_back_leads_nowhere(tmp_path: Path) -> None:
+    """The race between a look and an open: there is none to win."""
+    workspace, outside = tmp_path / "work", tmp_path / "outside"
+    for folder in (workspace / "d", outside):
+        folder.mkdir(parents=True)
+    (workspace / "d" / "f").write_text("inside")
+    (outside / "f").write_text("canary")
+    (workspace / "l").symlink_to(outside)
+    stop = threading.Event()
+
+    def flip() -> None:
+        while not stop.is_set():
+            for source, target in (("d", "x"), ("l", "d"), ("d", "l"), ("x", "d")):
+                (workspace / source).rename(workspace / target)
+
+    flipping = threading.Thread(target=flip)
+    flipping.start()
+    seen = set()
+    try:
+        with Workspace(str(workspace)) as opened:
+            for number in range(600):
+                try:
+                    seen.add(files.read_file(opened, "d/f"))
+                    files.write_file(opened, "d/g", str(number))
+                    seen.add(b"wrote")
+                except (files.FileProblem, FileNotFoundError):
+                    seen.add(b"refused")
+    finally:
+        stop.set()
+        flipping.join()
+    assert {b"inside", b"refused"} <= seen <= {b"inside", b"refused", b"wrote"}
+    assert [path.name for path in outside.iterdir()] == ["f"]
+    assert (outside / "f").read_text() == "canary"
+
+
+def test_a_name_cannot_make_one_entry_look_like_two(tmp_path: Path) -> None:
+    (tmp_path / "a.txt  1\nsecret.txt").touch()
+    with Workspace(str(tmp_path)) as workspace:
+        assert files.list_files(workspace) == "a.txt  1\\x0asecret.txt  0"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -16,8 +15,12 @@ import pytest
 
 from appliance.clock import SystemClock
 from appliance.config.tools import McpConfig
-from appliance.tools.ports import Ports
+from appliance.store.database import Database
+from appliance.store.journal import Journal
+from appliance.store.places import PlaceLabels
+from appliance.tools.ports import Ports, server_place
 from appliance.tools.registry import Toolbox
+from appliance.tools.sandbox.report import SandboxReport
 from appliance.tools.types import Ask, InDoubt, Intent, NotStarted, ToolContext, ToolOutcome
 from appliance.types import Effect, Json, Label, TextBlock, ToolCallBlock
 from tests.tools.conftest import FAKES, MakeConfig, until
@@ -40,14 +43,17 @@ def open_box(tmp_path: Path, folder: Path, make_config: MakeConfig) -> Open:
 
     @asynccontextmanager
     async def opened(
-        behaviour: str, ports: Ports | None = None, **section: object
+        behaviour: str,
+        ports: Ports | None = None,
+        tools: dict[str, object] | None = None,
+        **section: object,
     ) -> AsyncIterator[Toolbox]:
         server = McpConfig(
             command=(sys.executable, str(FAKES / "server.py"), behaviour, str(folder)),
             paths=(str(folder),),
             **{"timeout_s": 0.8, "start_timeout_s": 8.0, **section},
         )
-        config = make_config({"fake": server})
+        config = make_config({"fake": server}, tools)
         state = tmp_path / "state"
         async with Toolbox(lambda: config, state, SystemClock(), ports or Ports()) as box:
             await box.learn("worker")
@@ -104,7 +110,18 @@ async def test_wrong_arguments_never_reach_the_server(
 
 @pytest.mark.parametrize(
     "behaviour",
-    ["hang", "huge", "endless", "noline", "badjson", "wrongid", "notresult", "deep", "binary"],
+    [
+        "hang",
+        "huge",
+        "endless",
+        "fat",
+        "noline",
+        "badjson",
+        "wrongid",
+        "notresult",
+        "deep",
+        "binary",
+    ],
 )
 async def test_a_bad_answer_is_an_error_in_time_and_the_loop_goes_on(
     open_box: Open, ctx: ToolContext, behaviour: str
@@ -132,7 +149,50 @@ async def test_a_bad_answer_is_an_error_in_time_and_the_loop_goes_on(
         assert longest_s < 2.0
 
 
-@pytest.mark.parametrize("behaviour", ["die", "silent"])
+@pytest.mark.parametrize("behaviour", ["stderr", "twice"])
+async def test_noise_of_a_server_is_not_taken_for_an_answer(
+    open_box: Open, ctx: ToolContext, behaviour: str
+) -> None:
+    async with open_box(behaviour, timeout_s=20.0) as box:
+        for number in (1, 2):
+            outcome = await box.run(call(box, ctx, "look", number), ctx)
+            assert said(outcome) == f"look {number}"
+
+
+async def test_names_of_tools_cannot_be_taken_for_others(open_box: Open, ctx: ToolContext) -> None:
+    async with open_box("names") as box:
+        names = {spec.name for spec in box.specs("worker") if "__" in spec.name}
+        theirs = {"shell", "-rf", "look", "_shell", "__", "fake__look"}
+        assert names == {f"fake__{name}" for name in theirs}
+        assert said(await box.run(call(box, ctx, "look"), ctx)) == "look 1"
+
+
+async def test_tools_that_change_within_a_connection_are_off_at_once(
+    open_box: Open, ctx: ToolContext, folder: Path
+) -> None:
+    async with open_box("swap") as box:
+        first, second = call(box, ctx, "act", 1), call(box, ctx, "act", 2)
+        assert said(await box.run(first, ctx)) == "act 1"
+        assert "changed since they were accepted" in said(await box.run(second, ctx))
+        assert (folder / "effects").read_text() == "1\n"
+        assert [spec for spec in box.specs("worker") if "__" in spec.name] == []
+
+
+@pytest.mark.parametrize("sandbox", ["bubblewrap", "landlock"], indirect=True)
+async def test_nothing_of_a_server_outlives_the_daemons_wish_to_end_it(
+    open_box: Open, ctx: ToolContext, folder: Path, sandbox: SandboxReport
+) -> None:
+    async with open_box("stubborn", tools={"sandbox": sandbox.mode}) as box:
+        assert said(await box.run(call(box, ctx, "look"), ctx)) == "look 1"
+        await until(folder / "alive")
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 5.0
+    last = (folder / "alive").read_text()
+    await asyncio.sleep(0.2)
+    assert (folder / "alive").read_text() == last
+
+
+@pytest.mark.parametrize("behaviour", ["die", "leave", "silent"])
 async def test_a_server_that_does_not_start_is_a_sentence_not_a_failure(
     open_box: Open, behaviour: str
 ) -> None:
@@ -238,6 +298,19 @@ async def test_a_server_samples_at_the_label_of_its_caller(
     assert model.asked == [("fake", "2+2?", Label.PRIVATE)]
 
 
+async def test_a_server_samples_at_the_label_of_what_was_left_with_it(
+    open_box: Open, ctx: ToolContext, tmp_path: Path
+) -> None:
+    model, clock = _Person(None), SystemClock()
+    async with Database(tmp_path / "places") as database:
+        places = PlaceLabels(Journal(database, clock))
+        await places.raise_to(server_place("fake"), Label.PRIVATE)
+        async with open_box("sample", Ports(sampler=model, places=places)) as box:
+            outcome = await box.run(call(box, ctx, "look"), ctx)
+    assert isinstance(outcome, ToolOutcome) and outcome.label is Label.PRIVATE
+    assert model.asked == [("fake", "2+2?", Label.PRIVATE)]
+
+
 async def kill_in_calls(
     box: Toolbox, ctx: ToolContext, folder: Path, times: int
 ) -> dict[str, float]:
@@ -319,17 +392,17 @@ REAL = {
 
 
 def real_command(name: str, folder: Path) -> tuple[str, ...]:
-    """The command of a real server, from this environment or from npm's global folder; skips."""
+    """The command of a real server in this environment; skips."""
     if name in ("git", "time"):
         program = Path(sys.executable).parent / f"mcp-server-{name}"
         if not program.exists():
             pytest.skip(f"mcp-server-{name} is not installed (extra dev)")
         extra = ("--repository", str(folder)) if name == "git" else ()
         return (str(program), *extra)
-    program_name = shutil.which(f"mcp-server-{name}")
-    if program_name is None:
-        pytest.skip(f"npm install -g @modelcontextprotocol/server-{name} was not run")
-    return (program_name, str(folder)) if name == "filesystem" else (program_name,)
+    npm = Path(sys.prefix) / "mcp-servers" / "node_modules" / ".bin" / f"mcp-server-{name}"
+    if not npm.exists():
+        pytest.skip(f"{npm.name} is not installed: scripts/test.sh does it where npm is")
+    return (str(npm), str(folder)) if name == "filesystem" else (str(npm),)
 
 
 @pytest.mark.parametrize("name", list(REAL))

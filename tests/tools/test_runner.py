@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from appliance.tools.detached import DetachedCalls, Died, Done, Job, Never
+from appliance.tools.detached import DetachedCalls, Died, Done, Job, Never, Starter
 from appliance.tools.sandbox.limits import Limits
 from appliance.tools.sandbox.plan import Cage
 from appliance.tools.sandbox.report import SandboxReport
@@ -18,11 +19,17 @@ from tests.tools.conftest import until
 LIMITS = Limits(256 << 20, 64, 16 << 20, 10)
 
 
-@pytest.fixture
-def calls(tmp_path: Path, sandbox: SandboxReport) -> DetachedCalls:
+@pytest.fixture(params=["forked", "by path"])
+async def calls(
+    tmp_path: Path, sandbox: SandboxReport, request: pytest.FixtureRequest
+) -> AsyncIterator[DetachedCalls]:
     (tmp_path / "calls").mkdir()
     (tmp_path / "work").mkdir()
-    return DetachedCalls(tmp_path / "calls", sandbox)
+    if request.param == "by path":
+        yield DetachedCalls(tmp_path / "calls", sandbox)
+        return
+    async with Starter(tmp_path / "calls") as starter:
+        yield DetachedCalls(tmp_path / "calls", sandbox, starter)
 
 
 def job(tmp_path: Path, command: str, timeout_s: float = 10.0, name: str = "call") -> Job:
@@ -130,3 +137,37 @@ async def test_forgetting_removes_every_trace(tmp_path: Path, calls: DetachedCal
     await calls.run(job(tmp_path, "true"))
     calls.forget("call")
     assert list((tmp_path / "calls").iterdir()) == []
+
+
+async def test_runners_outlive_the_starter_that_forked_them(
+    tmp_path: Path, sandbox: SandboxReport
+) -> None:
+    for name in ("calls", "work"):
+        (tmp_path / name).mkdir()
+    async with Starter(tmp_path / "calls") as starter:
+        first = DetachedCalls(tmp_path / "calls", sandbox, starter)
+        waiting = asyncio.create_task(
+            first.run(job(tmp_path, "until test -e go; do :; done; echo x"))
+        )
+        await until(tmp_path / "calls" / "call.1.claim")
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    (tmp_path / "work" / "go").touch()
+    done = await DetachedCalls(tmp_path / "calls", sandbox).adopt("call")
+    assert isinstance(done, Done)
+    assert done.output == b"x\n"
+
+
+async def test_without_its_starter_a_call_is_started_by_path(
+    tmp_path: Path, sandbox: SandboxReport
+) -> None:
+    for name in ("calls", "work"):
+        (tmp_path / name).mkdir()
+    async with Starter(tmp_path / "calls") as starter:
+        calls = DetachedCalls(tmp_path / "calls", sandbox, starter)
+        assert isinstance(await calls.run(job(tmp_path, "echo x", name="one")), Done)
+        starter._process.kill()
+        await starter._process.wait()
+        done = await calls.run(job(tmp_path, "echo y", name="two"))
+        assert isinstance(done, Done)
+        assert done.output == b"y\n"

@@ -93,6 +93,24 @@ async def test_files_are_written_read_edited_listed_and_searched(desk: Desk) -> 
     assert text(await desk.use("search_files", pattern="nothing")) == "(no match)"
 
 
+async def test_nothing_that_lies_in_a_workspace_is_run_outside_the_sandbox(
+    desk: Desk, tmp_path: Path
+) -> None:
+    """Modules by the names that the runner imports, start-up files, a configuration of ripgrep."""
+    seen = tmp_path / "seen"
+    trap = f"open({str(seen)!r}, 'a').write(__file__)\n"
+    for name in ("sitecustomize", "usercustomize", "json", "os", "errno", "fcntl", "appliance"):
+        await desk.use("write_file", path=f"{name}.py", content=trap)
+    await desk.use("write_file", path="appliance/__init__.py", content=trap)
+    await desk.use("write_file", path="x.pth", content=f"import os; {trap}")
+    await desk.use("write_file", path=".ripgreprc", content="--pre=/bin/false\n")
+    await desk.use("write_file", path="note.txt", content="word\n")
+    await desk.use("edit_file", path="note.txt", old="word", new="words")
+    assert "note.txt:1:words" in text(await desk.use("search_files", pattern="^words$"))
+    assert "ok" in text(await desk.use("shell", command="echo ok"))
+    assert not seen.exists()
+
+
 async def test_shell_says_its_output_and_exit_code(desk: Desk) -> None:
     good = await desk.use("shell", command="echo hello")
     assert (text(good), good.is_error) == ("hello\n", False)

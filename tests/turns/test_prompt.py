@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import PromptTooLong
-from appliance.turns.prompt import Fitted, fit
+from appliance.turns.prompt import Fitted, fit, in_words, most_tokens
 from appliance.types import (
+    ImageBlock,
     Message,
     Role,
     TextBlock,
+    ThinkingBlock,
     ToolCallBlock,
     ToolResultBlock,
     text_message,
@@ -34,19 +36,28 @@ def count(messages: Sequence[Message], chars_per_token: float) -> int:
             match block:
                 case TextBlock(text=text):
                     total += int(len(text) / chars_per_token) + 1
-                case ToolCallBlock():
-                    total += 12
+                case ToolCallBlock(arguments=arguments):
+                    total += 12 + int(len(str(dict(arguments))) / chars_per_token)
+                case ThinkingBlock(text=text):
+                    total += int(len(text) / chars_per_token)
                 case ToolResultBlock(content=content):
                     total += sum(
-                        int(len(getattr(p, "text", "")) / chars_per_token) for p in content
+                        900 if isinstance(p, ImageBlock) else int(len(p.text) / chars_per_token)
+                        for p in content
                     )
+                case ImageBlock():
+                    total += 900
     return total
 
 
 def run_fit(
-    earlier: Sequence[Message], current: Sequence[Message], budget: int, pace: float
+    earlier: Sequence[Message],
+    current: Sequence[Message],
+    budget: int,
+    pace: float,
+    system: Sequence[Message] = SYSTEM,
 ) -> Fitted:
-    asking = fit(SYSTEM, earlier, current, budget)
+    asking = fit(system, earlier, current, budget)
     messages = next(asking)
     while True:
         try:
@@ -56,19 +67,35 @@ def run_fit(
             return fitted
 
 
+IMAGE = ImageBlock("image/png", "AAAA")
+"""Sizes are mostly ordinary, and now and then larger than any window here: one message, one
+argument, one result, hundreds of calls at once."""
+
+
+def sizes(ordinary: int) -> st.SearchStrategy[int]:
+    return st.one_of(st.integers(0, ordinary), st.integers(0, ordinary), st.just(40_000))
+
+
 @st.composite
 def exchanges(draw: st.DrawFn, prefix: str) -> tuple[Message, ...]:
     """A question, steps of calls with their results, and perhaps a last answer."""
-    messages = [text_message(Role.USER, "q" * draw(st.integers(1, 400)))]
+    messages = [text_message(Role.USER, "q" * max(draw(sizes(400)), 1))]
+    if draw(st.booleans()) and prefix != "c":
+        messages[0] = Message(Role.USER, (*messages[0].blocks, IMAGE))
     for step in range(draw(st.integers(0, 4))):
-        ids = [f"{prefix}_{step}_{n}" for n in range(draw(st.integers(1, 3)))]
-        calls = tuple(ToolCallBlock(i, "tool", {"a": 1}) for i in ids)
-        results = tuple(
-            ToolResultBlock(i, (TextBlock("r" * draw(st.integers(0, 6000))),)) for i in ids
+        many = draw(st.sampled_from((1, 1, 2, 3, 200)))
+        ids = [f"{prefix}_{step}_{n}" for n in range(many)]
+        argument = "a" * (draw(sizes(100)) if many < 200 else 20)
+        thought = tuple(
+            ThinkingBlock("t" * draw(sizes(500))) for _ in range(draw(st.integers(0, 1)))
         )
-        messages += [Message(Role.ASSISTANT, calls), Message(Role.USER, results)]
+        calls = tuple(ToolCallBlock(i, "tool", {"a": argument}) for i in ids)
+        shown = (IMAGE,) if draw(st.booleans()) else ()
+        said = "r" * draw(sizes(6000) if many < 200 else st.integers(0, 50))
+        results = tuple(ToolResultBlock(i, (TextBlock(said), *shown)) for i in ids)
+        messages += [Message(Role.ASSISTANT, (*thought, *calls)), Message(Role.USER, results)]
     if draw(st.booleans()):
-        messages.append(text_message(Role.ASSISTANT, "a" * draw(st.integers(1, 800))))
+        messages.append(text_message(Role.ASSISTANT, "a" * max(draw(sizes(800)), 1)))
     return tuple(messages)
 
 
@@ -107,6 +134,30 @@ def test_what_fits_fits_with_whole_pairs_and_the_question_kept(
     else:
         assert fitted.messages == (*SYSTEM, *earlier, *current)
     assert run_fit(earlier, current, budget, pace) == fitted
+
+
+@pytest.mark.parametrize(
+    ("system", "question"), [("s" * 4000, "q"), ("s", "q" * 4000)], ids=["system", "question"]
+)
+def test_what_is_never_cut_and_does_not_fit_is_refused(system: str, question: str) -> None:
+    said = (text_message(Role.SYSTEM, system),)
+    with pytest.raises(PromptTooLong):
+        run_fit((), (text_message(Role.USER, question),), 100, 4.0, said)
+
+
+@given(histories(), st.floats(1.0, 6.0))
+def test_no_tokenizer_makes_more_of_a_history_than_the_most(
+    history: tuple[tuple[Message, ...], tuple[Message, ...]], pace: float
+) -> None:
+    messages = (*history[0], *history[1])
+    assert count(messages, pace) <= most_tokens(messages)
+
+
+def test_images_are_said_in_words_to_a_model_that_reads_none() -> None:
+    result = ToolResultBlock("c", (TextBlock("look:"), IMAGE))
+    (said,) = in_words((Message(Role.USER, (result, IMAGE)),))
+    assert "ImageBlock" not in repr(said)
+    assert repr(said).count("[an image, image/png, that this model cannot read]") == 2
 
 
 def test_a_question_that_alone_is_too_long_names_both_numbers() -> None:

@@ -190,3 +190,27 @@ def test_a_second_answer_changes_nothing_but_the_position(data: st.DataObject) -
         )  # fmt: skip
         after = apply(until, again)
         assert (after.steps, after.status) == (until.steps, until.status)
+
+
+def test_the_time_a_person_takes_does_not_count() -> None:
+    question = message_to_json(text_message(Role.USER, "go"))
+    wanted = Message(Role.ASSISTANT, (ToolCallBlock("c1", "shell", {}),))
+    result = ToolResultBlock("c1", (TextBlock("done"),))
+    bodies: list[tuple[int, ev.Body]] = [
+        (0, ev.TurnAccepted(agent="a", owner_uid=0, message=question)),
+        (100, ev.StepRouted(step=0, attempt=0, target="m", route={})),
+        (2_000, ev.StepCompleted(step=0, attempt=0, target="m", message=message_to_json(wanted),
+                                 stop_reason="tool_use", usage={})),
+        (2_000, ev.ApprovalAsked(approval_id="p", step=0, call_id="c1", tool="shell",
+                                 summary="$ x", call_hash="h")),
+        (9_000_000, ev.TurnResumed(reason="the daemon was restarted")),
+        (50_002_000, ev.ApprovalAnswered(approval_id="p", call_id="c1", decision="allow_once",
+                                         by_uid=0)),
+        (50_003_000, ev.ToolCompleted(step=0, call_id="c1", tool="shell",
+                                      result=block_to_json(result), waited_ms=500)),
+    ]  # fmt: skip
+    events = [
+        Event(seq, "s", body.kind, dict(body.draft("s", "t").body), "t", 1, at_ms)
+        for seq, (at_ms, body) in enumerate(bodies, 1)
+    ]
+    assert fold(events).elapsed_s(50_004_000) == 4.0 - 0.5

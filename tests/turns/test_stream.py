@@ -52,7 +52,7 @@ class Scene:
 
     def join(self) -> None:
         async def follow() -> list[Item]:
-            return [item async for item in self.streams.follow(TURN)]
+            return [item async for items in self.streams.follow(TURN) for item in items]
 
         self.followers.append(asyncio.create_task(follow()))
 
@@ -116,7 +116,7 @@ async def test_one_who_lags_loses_deltas_and_never_an_event(
         for _ in range(5):
             await scene.complete_step()
         await scene.append("turn.completed")
-        items = [first, *[item async for item in lagging]]
+        items = [*first, *[item async for items in lagging for item in items]]
         wanted = [event.seq for event in await journal.read_turn(TURN)]
         assert [item["seq"] for item in items if "seq" in item] == wanted
 

@@ -33,6 +33,7 @@ from appliance.engines.chat.patterns import (
     example_of_format,
     example_of_pattern,
 )
+from appliance.engines.chat.reshape import reshaped
 from appliance.engines.chat.sizes import growth, types_of
 from appliance.types import Json
 
@@ -74,6 +75,7 @@ _ANY_OBJECT: Mapping[str, Json] = {
 _DECIDING = frozenset(("$ref", "anyOf", "oneOf", "allOf", "enum", "const"))
 """Beside one of these a missing `type` does not mean any type."""
 _COMPOSING = frozenset(("allOf", "anyOf", "oneOf", "$ref", "if"))
+_PLAIN_WORDS = ("ab", "cd", "abc", "def", "name", "item", "AB", "ABC", "x1", "x2", "12", "123")
 _UNKNOWN_REGEX = re.compile(r"\(\?[=!<]|\\[1-9bB]|\\[pP](?!\{)")
 _OPTIONS = {
     # One spelling of the separators, the one templates print: a model cannot spend its tokens on
@@ -121,7 +123,14 @@ def is_string_schema(schema: Mapping[str, Json], key: str) -> bool:
 
 @lru_cache(maxsize=SCHEMAS_KEPT)
 def _fitted(source: str) -> Fitted:
-    schema: dict[str, Json] = json.loads(source)
+    try:
+        return _rewritten(reshaped(json.loads(source)))
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        # No schema at all (`properties` that is a list): whoever checks the value will say so.
+        return Fitted(_rule(_ANY_OBJECT), _ANY_OBJECT, False, growth(_ANY_OBJECT))
+
+
+def _rewritten(schema: dict[str, Json]) -> Fitted:
     for is_cautious in (False, True):
         rewriter = _Rewriter(schema, is_cautious=is_cautious)
         rewritten = rewriter.root()
@@ -393,6 +402,9 @@ class _Rewriter:
 def _own_keys(count: int, taken: Mapping[str, Json], names: Json) -> list[str]:
     """Keys for an object that must have some and names none."""
     plain = ["a", "b", "c", "d", "e", "key1", "key2", "key3", "key-4", "K1", "K2", "1", "2", "3"]
+    if isinstance(names, Mapping) and "pattern" in names:
+        plain += [*_PLAIN_WORDS, example_of_pattern(str(names["pattern"])) or ""]
+    plain += [f"key{number}" for number in range(4, count + len(taken))]
     validator = jsonschema.Draft202012Validator(names)
     free = (name for name in plain if name not in taken and validator.is_valid(name))
     return list(islice(free, count))

@@ -14,6 +14,7 @@ from appliance.engines.chat.marks import Segment, StandIns
 from appliance.engines.chat.normalise import hide_strings, normalise
 from appliance.engines.chat.parser import OutputParser
 from appliance.engines.chat.rawbody import without_body
+from appliance.engines.chat.reshape import as_arguments
 from appliance.engines.chat.spec import CallMode, ConstraintSpec
 from appliance.engines.chat.syntax import Framing
 from appliance.engines.chat.template import ChatTemplate
@@ -45,7 +46,9 @@ class ChatPlan:
 def plan(template: ChatTemplate, request: GenerateRequest, *, today: date) -> ChatPlan:
     """Raises `BadRequest` for a choice of a tool that is not there, or a template that refuses."""
     form = recognise(template)
-    tools = _offered(request)
+    tools = tuple(
+        replace(tool, input_schema=as_arguments(tool.input_schema)) for tool in _offered(request)
+    )
     segments, prompt = render_prompt(
         template, form, request.messages, request.tools, today=today, thinking=request.thinking
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jsonschema
-from referencing.exceptions import Unresolvable
 
 from appliance.errors import EngineError
 from appliance.types import Json, ToolSpec
@@ -47,7 +47,21 @@ def _validator(schema: Mapping[str, Json]) -> Any:
     default: Any = jsonschema.Draft202012Validator
     if '"items": [' in json.dumps(schema):
         default = jsonschema.Draft7Validator
-    return jsonschema.validators.validator_for(schema, default=default)(schema)
+    kind = jsonschema.validators.validator_for(schema, default=default)
+    lenient: Any = jsonschema.validators.extend(kind, {"pattern": _pattern})  # type: ignore[no-untyped-call]
+    return lenient(schema)
+
+
+def _pattern(_: Any, pattern: str, text: Json, __: Json) -> Iterator[jsonschema.ValidationError]:
+    """As the validator's own, but for patterns that only ECMAScript knows (`\\p{L}`): of them the
+    grammar's word is taken."""
+    if not isinstance(text, str):
+        return
+    try:
+        if not re.search(pattern, text):
+            yield jsonschema.ValidationError(f"{text!r} does not match {pattern!r}")
+    except re.error:
+        return
 
 
 def _deduplicate(values: list[Json]) -> None:
@@ -74,7 +88,7 @@ def _parse(text: str, what: str) -> Json:
 def _check(value: Json, schema: Mapping[str, Json], what: str) -> None:
     try:
         problem = problem_of(value, schema)
-    except (jsonschema.SchemaError, Unresolvable) as error:
-        raise EngineError(f"the schema of {what} cannot be checked: {error}") from error
+    except Exception as error:  # a validator fails in many ways on what is no schema
+        raise EngineError(f"the schema of {what} cannot be checked: {error!r}"[:500]) from error
     if problem is not None:
         raise EngineError(f"{what} breaks its schema: {problem}", details={"problem": problem})

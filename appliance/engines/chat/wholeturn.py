@@ -2,9 +2,9 @@
 
 Our own worker holds the automaton of a turn itself (`phases.py`) and compiles one tool at a time. A
 server (vLLM's guidance backend is the same library) wants everything at once: free text up to the
-trigger, then each tool's name with its own arguments, the end or the next call. Where free text may
-hold control tokens beside the trigger (harmony's channels), no grammar says what it is: there the
-answer is only read, and checked, by the parser.
+trigger, then each tool's name with its own arguments, the end or the next call. Reasoning and
+channels that control tokens frame (Qwen's and DeepSeek's thoughts, harmony's messages) come before
+it in the order in which models of the family write them.
 """
 
 from __future__ import annotations
@@ -16,20 +16,18 @@ from appliance.engines.chat.grammar import GrammarWriter
 from appliance.engines.chat.rawbody import closing, opening, raw_argument, without_body
 from appliance.engines.chat.rules import json_grammar, tags_rules
 from appliance.engines.chat.spec import CallMode, ConstraintSpec
-from appliance.engines.chat.syntax import ArgumentStyle, CallSyntax
+from appliance.engines.chat.syntax import ArgumentStyle, CallSyntax, Framing
 from appliance.types import ToolSpec
 
 _ANY = "/(?s:.*)/"
 
 
-def whole_turn(spec: ConstraintSpec, writer: GrammarWriter) -> str | None:
-    """The grammar in Lark, as llguidance reads it; None where none can say it."""
+def whole_turn(spec: ConstraintSpec, writer: GrammarWriter) -> str:
+    """The grammar in Lark, as llguidance reads it."""
     rules: list[str] = []
     demanded = _demanded(spec, writer, rules)
     if spec.mode is CallMode.AUTO and spec.response_schema is None:
         start = _free(spec, writer, rules)
-        if start is None:
-            return None
     else:
         start = _after_reasoning(spec, writer, demanded, rules)
     return "\n".join(('%llguidance {"no_forcing": true}', f"start: {start}", *rules))
@@ -84,26 +82,43 @@ def _arguments(number: int, tool: ToolSpec, syntax: CallSyntax) -> str:
     return f"arguments{number}: %json {json_grammar(tool.input_schema)}"
 
 
-def _free(spec: ConstraintSpec, writer: GrammarWriter, rules: list[str]) -> str | None:
-    """Text, which a trigger may turn into a call."""
+def _free(spec: ConstraintSpec, writer: GrammarWriter, rules: list[str]) -> str:
+    """Reasoning, where the model's marks for it are control tokens, then text, which a trigger may
+    turn into a call. `breaks` are not offered: without them a turn says the same."""
     syntax, framing = spec.syntax, spec.framing
     assert syntax is not None
-    think = framing.think
-    marks = [*framing.breaks, framing.answer]
-    marks += [] if think is None else [think.open, think.close, think.resume]
-    if any(writer.controls(mark) for mark in marks):
-        return None
     after = f"{writer.literal(syntax.after_trigger)} calls".strip()
+    thoughts = _thoughts(framing, writer, rules)
+    if framing.answer:
+        # A channel is named before anything is said in it, a call's like the answer's.
+        rules.append(f"TEXT: {_ANY}")
+        answer, call = writer.literal(framing.answer), writer.literal(syntax.trigger)
+        return f"{thoughts} ({answer} TEXT | {call} {after})"
     if writer.controls(syntax.trigger):
         rules.append(f"TEXT: {_ANY}")
-        return f"TEXT ({writer.literal(syntax.trigger)} {after})?"
+        return f"{thoughts} TEXT ({writer.literal(syntax.trigger)} {after})?".strip()
     trigger = re.escape(syntax.trigger).replace("/", "\\/")
     if syntax.only_at_start:
         rules.append(f"TEXT: {_ANY} & ~/[ \\n]*{trigger}(?s:.*)/")
-        return f"TEXT | {writer.literal(syntax.trigger)} {after}"
+        blanks = "/[ \\n]{0,3}/ " if thoughts else ""
+        return f"{thoughts} (TEXT | {blanks}{writer.literal(syntax.trigger)} {after})".strip()
     rules.append(f"TEXT: {_ANY} & ~/(?s:.*){trigger}(?s:.*)/")
     rules.append(f"until[suffix={json.dumps(syntax.trigger, ensure_ascii=False)}]: {_ANY}")
-    return f"TEXT | until {after}"
+    return f"{thoughts} (TEXT | until {after})".strip()
+
+
+def _thoughts(framing: Framing, writer: GrammarWriter, rules: list[str]) -> str:
+    """What may be thought before anything is said, as the model's control tokens frame it; nothing
+    where the marks are plain text, which free text may hold anyway."""
+    think = framing.think
+    if think is None or not writer.controls(think.close):
+        return ""
+    rules.append(f"THOUGHT: {_ANY}")
+    begun = f"THOUGHT {writer.literal(think.close + think.resume)}".strip()
+    again = f"{writer.literal(think.open)} {begun}"
+    if framing.starts_thinking:
+        return f"({begun})?"
+    return f"({again})*" if think.resume else f"({again})?"
 
 
 def _after_reasoning(

@@ -1,13 +1,14 @@
 """Engine claude: see `engines.base.Engine`. One attempt a call; retrying is `turns.step`'s.
 
-The anthropic SDK builds and sends the request and splits the event stream; what the events mean is
-read by `reader`, because the SDK takes a cut stream for a finished one. It is kept from what it
-would do by itself: its retries (each is billed anew), the environment's proxies, headers, profiles
+The anthropic SDK builds and sends the request; the stream is split by `provider.sse` and read by
+`reader`, because the SDK takes a cut stream for a finished one. It is kept from what it would do by
+itself: its retries (each is billed anew), the environment's proxies, headers, profiles
 and base URL, telemetry headers, tracing.
 
 Money is told of as soon as it is known (`Meter`): the prompt's guessed cost before it is sent, the
-provider's count at `message_start`, then every `WATERMARK_TOKENS` of output, then the final count.
-A crash in mid-answer so leaves in the journal what the answer had cost, to within one watermark.
+provider's count at `message_start`, then the final count. The answer is taped on its way
+(`egress.courier`), so what a crash in mid-answer leaves due is read from its tape (`due`). An
+answer that is not taped is told of every `WATERMARK_TOKENS` of output too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -25,35 +26,33 @@ import httpx2
 from anthropic import AsyncAnthropic, AsyncStream
 
 from appliance.clock import Clock, new_id
-from appliance.config.models import ClaudeModel
+from appliance.config.models import ClaudeModel, Prices
 from appliance.egress.errand import Errand, on_errand
 from appliance.egress.rates import retry_after_s
 from appliance.engines.base import EngineFacts, InstanceState
 from appliance.engines.claude.reader import Malformed, Reader, StreamError
 from appliance.engines.claude.request import count_body, messages_body
 from appliance.engines.provider import faults
-from appliance.engines.provider.bill import Tally, usage_of
+from appliance.engines.provider.bill import Due, Tally, usage_of
 from appliance.engines.provider.faults import Stage
 from appliance.engines.provider.meter import Meter
 from appliance.engines.provider.patience import Patience, Waiting
+from appliance.engines.provider.sse import server_events
 from appliance.errors import ApplianceError, BadRequest, EngineError, EngineTimeout
 from appliance.types import (
     Completion,
     Delta,
     GenerateRequest,
+    Label,
     Message,
     ToolSpec,
     highest,
 )
 from appliance.wire.anthropic import tool_names
 
-WATERMARK_TOKENS = 7
-"""Output between two words to the meter: at 10 dollars a million 0.007 cents, at 60 tokens a
-second eight or nine appends a second. Odd, so that half of what lies between is whole."""
-AHEAD_TOKENS = WATERMARK_TOKENS // 2 + 1
-"""An answer that is cut off between two words stands in the middle on average (0 to 6 tokens after
-the last), and about one token is on the wire: so the ledger is neither above nor below the bill in
-the long run."""
+WATERMARK_TOKENS = 8
+"""Output between two words to the meter, of an answer that is not taped: what a crash then leaves
+unknown is at most this, at 10 dollars a million 0.008 cents."""
 
 CHARS_PER_TOKEN = 3
 """For what the provider has not counted yet; on the safe side of the usual 3.5 to 4."""
@@ -132,9 +131,10 @@ class ClaudeEngine:
         """Raises, once and typed, what `faults` lists; `EgressDenied` for what may not leave."""
         async with self._slots:
             waiting = Waiting(self._patience, self._clock, request.deadline_s)
-            stream = await self._opened(request, waiting)
+            stream, is_taped = await self._opened(request, waiting)
             try:
-                async with aclosing(self._read(request, stream.response, waiting)) as items:
+                reading = self._read(request, stream.response, waiting, is_taped)
+                async with aclosing(reading) as items:
                     async for item in items:
                         yield item
             finally:
@@ -167,13 +167,16 @@ class ClaudeEngine:
 
     # --- one call -------------------------------------------------------------------------------
 
-    async def _opened(self, request: GenerateRequest, waiting: Waiting) -> AsyncStream[Any]:
+    async def _opened(
+        self, request: GenerateRequest, waiting: Waiting
+    ) -> tuple[AsyncStream[Any], bool]:
+        """The answer's stream, and whether it is taped."""
         body = messages_body(request, self._model)
         label = highest(request.label, *(message.label for message in request.messages))
         guess = Tally(input_tokens=len(json.dumps(body)) // CHARS_PER_TOKEN)
-        await self._meter.sent(request.turn_id, usage_of(guess, self._model.prices))
+        tape = await self._meter.sent(request.turn_id, usage_of(guess, self._model.prices))
         try:
-            return await self._answered(
+            stream = await self._answered(
                 lambda client: client.post(
                     "/v1/messages",
                     body=body,
@@ -181,7 +184,7 @@ class ClaudeEngine:
                     stream=True,
                     stream_cls=AsyncStream[dict[str, Any]],
                 ),
-                Errand(label, request.agent, request.turn_id),
+                Errand(label, request.agent, request.turn_id, tape),
                 waiting,
             )
         except EngineTimeout:
@@ -189,6 +192,9 @@ class ClaudeEngine:
         except ApplianceError:
             await self._meter.refused(request.turn_id)
             raise
+        if adopted := stream.response.extensions.get("adopted"):
+            await self._meter.adopted(request.turn_id, adopted)
+        return stream, bool(tape)
 
     async def _answered(
         self,
@@ -211,10 +217,14 @@ class ClaudeEngine:
             raise self._unreached(error.__cause__ or error) from error
 
     async def _read(
-        self, request: GenerateRequest, response: httpx2.Response, waiting: Waiting
+        self,
+        request: GenerateRequest,
+        response: httpx2.Response,
+        waiting: Waiting,
+        is_taped: bool,
     ) -> AsyncGenerator[Delta | Completion, None]:
         reader = Reader(tool_names(request.tools), request.label, lambda: new_id("call"))
-        told = Tally(output_tokens=-WATERMARK_TOKENS)
+        told = Tally()
         try:
             async for event in self._events(response, waiting):
                 try:
@@ -226,9 +236,9 @@ class ClaudeEngine:
                 if delta is not None:
                     waiting.progressed()
                 so_far = _so_far(reader)
-                if reader.has_begun and _is_news(so_far, told, event):
+                if reader.has_begun and _is_news(so_far, told, event, is_taped):
                     told = so_far
-                    await self._tell(request, so_far, 0 if reader.has_stopped else AHEAD_TOKENS)
+                    await self._tell(request, so_far)
                 if delta is not None:
                     yield delta
                 if reader.is_complete:
@@ -237,26 +247,23 @@ class ClaudeEngine:
             raise faults.cut(self._name, "it ended without its proper end", _request_id(response))
         finally:
             if reader.has_begun and not reader.has_stopped:
-                await self._tell(request, _so_far(reader), 0)
+                await self._tell(request, _so_far(reader))
 
-    async def _tell(self, request: GenerateRequest, so_far: Tally, ahead_tokens: int) -> None:
-        """While more is coming the figure runs ahead by half a watermark and a token: should we die
-        before the next one, that is how far the answer had got on average."""
-        tally = replace(so_far, output_tokens=so_far.output_tokens + ahead_tokens)
-        await self._meter.seen(request.turn_id, usage_of(tally, self._model.prices))
+    async def _tell(self, request: GenerateRequest, so_far: Tally) -> None:
+        await self._meter.seen(request.turn_id, usage_of(so_far, self._model.prices))
 
     async def _events(
         self, response: httpx2.Response, waiting: Waiting
     ) -> AsyncIterator[dict[str, Any]]:
         """The stream's events as JSON, pings left out. A ping proves a connection, not progress,
         so it does not put off the deadline of the next token."""
-        events = AsyncStream.raw_events(response).__aiter__()
+        events = server_events(response.aiter_bytes())
         while True:
             stage, wait_s = waiting.next(Stage.NEXT_TOKEN)
             try:
                 async with asyncio.timeout(wait_s):
                     event = await anext(events)
-                value = json.loads(event.data) if event.data and event.event != "ping" else None
+                value = None if event.kind == "ping" else json.loads(event.data)
             except StopAsyncIteration:
                 return
             except TimeoutError as error:
@@ -264,7 +271,7 @@ class ClaudeEngine:
             except (httpx2.HTTPError, OSError) as error:
                 how = str(error) or type(error).__name__
                 raise faults.cut(self._name, how, _request_id(response)) from error
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise faults.malformed(self._name, str(error), _request_id(response)) from error
             if value is not None:
                 yield value
@@ -332,6 +339,18 @@ class ClaudeEngine:
         return faults.unreachable(self._name, error)
 
 
+async def due(response: httpx2.Response, prices: Prices) -> Due | None:
+    """What an answer on tape has cost, as far as it goes; None where it does not say."""
+    if response.status_code != 200:
+        return Due(None)
+    reader = Reader({}, Label.PUBLIC, lambda: "")
+    with suppress(Malformed, StreamError, ValueError, RecursionError, httpx2.HTTPError):
+        async for event in server_events(response.aiter_bytes()):
+            if event.kind != "ping":
+                reader.take(json.loads(event.data))
+    return Due(usage_of(_so_far(reader), prices)) if reader.has_begun else None
+
+
 def _so_far(reader: Reader) -> Tally:
     """The provider's count, with the output estimated until it says it."""
     if reader.has_stopped:
@@ -340,10 +359,11 @@ def _so_far(reader: Reader) -> Tally:
     return replace(reader.tally, output_tokens=max(reader.tally.output_tokens, guess))
 
 
-def _is_news(so_far: Tally, told: Tally, event: dict[str, Any]) -> bool:
-    if event["type"] == "message_delta":
-        return so_far != told
-    return so_far.output_tokens >= told.output_tokens + WATERMARK_TOKENS
+def _is_news(so_far: Tally, told: Tally, event: dict[str, Any], is_taped: bool) -> bool:
+    match event["type"]:
+        case "message_start" | "message_delta":
+            return so_far != told
+    return not is_taped and so_far.output_tokens >= told.output_tokens + WATERMARK_TOKENS
 
 
 def _request_id(response: httpx2.Response) -> str | None:

@@ -265,6 +265,6 @@ def _arguments(text: str, given: Mapping[str, Json]) -> Mapping[str, Json] | Non
         return dict(given)
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -355,9 +355,13 @@ class Context:
     def last_position(self, sequence: int) -> int:
         return int(lib.llama_memory_seq_pos_max(self.memory, sequence))
 
+    def state_bytes(self, sequence: int) -> int:
+        """The size of what `save` would return."""
+        return int(lib.llama_state_seq_get_size(self.handle, sequence))
+
     def save(self, sequence: int) -> bytes:
         """The sequence's whole state; empty when the library gives none."""
-        size = lib.llama_state_seq_get_size(self.handle, sequence)
+        size = self.state_bytes(sequence)
         buffer = (ctypes.c_uint8 * size)()
         written = lib.llama_state_seq_get_data(self.handle, buffer, size, sequence)
         return memoryview(buffer)[:written].tobytes()

@@ -52,9 +52,21 @@ class KvCache:
     def advance(self, sequence: int, in_kv: int) -> None:
         self._sequences.advance(sequence, in_kv)
 
-    def release(self, sequence: int, tokens: Sequence[int]) -> None:
-        """The answer ended with `tokens` in the cache; they stay until someone needs the room."""
-        self._sequences.release(sequence, tokens)
+    def release(self, sequence: int, tokens: Sequence[int], now_s: float) -> None:
+        """The answer ended with `tokens` in the cache; they stay until someone needs the room, or
+        they have been in the way of others for too long."""
+        self._sequences.release(sequence, tokens, now_s)
+
+    def thin_out(self, now_s: float) -> None:
+        """To be called while answers run: park one conversation that slows them down for nothing.
+        A recurrent state is in nobody's way; what RAM cannot take costs more than it gains."""
+        resident = None if self._kind.is_recurrent else self._sequences.in_the_way(now_s)
+        if resident is None:
+            return
+        if self._lot.has_ram_for(self._context.state_bytes(resident.sequence)):
+            self._evict(resident)
+        else:
+            self._sequences.let_lie(resident)
 
     def checkpoint(self, sequence: int) -> None:
         """Park a copy of a running sequence as it is now, for memories that cannot be cut."""

@@ -84,8 +84,11 @@ class Loop:
 
     def step(self) -> None:
         """At most one decode."""
-        self._expire()
+        now = now_s()
+        self._expire(now)
         self._admit()
+        if self._running:
+            self._cache.thin_out(now)
         plan = plan_step(
             [self._runnable(g) for g in self._running.values()],
             self._pace.limits(self._step_tokens),
@@ -110,7 +113,10 @@ class Loop:
             self._pace = self._pace.seen(tokens, now_s() - started_s)
         self._advance(plan)
         for generation, index in outputs:
-            self._draw(generation, index)
+            try:
+                self._draw(generation, index)
+            except Exception as error:  # the wall of one answer: the others go on
+                self._fail(generation, _as_ours(error))
 
     def close(self) -> None:
         """Stop all, keep (parked) what they had computed."""
@@ -161,8 +167,7 @@ class Loop:
             adapter=generation.request.adapter,
         )
 
-    def _expire(self) -> None:
-        now = now_s()
+    def _expire(self, now: float) -> None:
         for generation in [*self._waiting, *self._running.values()]:
             deadline_s = generation.request.deadline_s
             if deadline_s is not None and now > deadline_s:
@@ -273,7 +278,8 @@ class Loop:
         """Free the slot; what is in the cache stays for whoever shares its beginning."""
         del self._running[generation.sequence]
         self._is_crowded = False
-        self._cache.release(generation.sequence, generation.tokens[: generation.n_past])
+        tokens = generation.tokens[: generation.n_past]
+        self._cache.release(generation.sequence, tokens, now_s())
         if generation.sampler is not None:
             generation.sampler.close()
             generation.sampler = None
@@ -300,6 +306,13 @@ class Loop:
         become idle ones, which the next `_make_room` parks."""
         self._is_crowded = True
         del self._running[victim.sequence]
-        self._cache.release(victim.sequence, victim.tokens[: victim.n_past])
+        self._cache.release(victim.sequence, victim.tokens[: victim.n_past], now_s())
         victim.sequence, victim.n_past = -1, 0
         self._waiting.append(victim)
+
+
+def _as_ours(error: Exception) -> ApplianceError:
+    if isinstance(error, ApplianceError):
+        return error
+    log.exception("an answer failed unexpectedly")
+    return EngineError(f"unexpected failure while an answer was made: {error!r}")

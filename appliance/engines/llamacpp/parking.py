@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 MIN_PARK_TOKENS = 32
 """Shorter is recomputed sooner than it is read back."""
 
+RAM_SHARE = 4
+"""A state that takes more than the fourth part of RAM's budget leaves no room for others."""
+
 
 @dataclass(slots=True, eq=False)
 class Parked:
@@ -70,6 +73,10 @@ class ParkingLot:
     def is_open(self) -> bool:
         """Whether anything can be parked at all."""
         return self._ram_budget > 0 or self._folder is not None
+
+    def has_ram_for(self, size_bytes: int) -> bool:
+        """Whether a state so large goes to RAM beside others, rather than to disk or nowhere."""
+        return size_bytes * RAM_SHARE <= self._ram_budget
 
     @property
     def ram_bytes(self) -> int:
@@ -219,6 +226,7 @@ class ParkingLot:
     def _scan(self, folder: Path) -> None:
         """Index what earlier workers left here, oldest first, reading no state."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        parked_file.sweep(folder)
         for path in sorted(folder.glob("*.kv"), key=lambda p: p.stat().st_mtime):
             head = parked_file.read_head(path, self._model_key)
             if head is None:

@@ -39,7 +39,8 @@ class Prepared:
 
 class Preparer:
     """Renders, tokenises, compiles. `window` is the most tokens one sequence may hold;
-    `makes_checkpoints` is for models whose cache cannot be cut; `today` asks the calendar."""
+    `makes_checkpoints` is for models whose cache cannot be cut; `dates` are of conversations begun
+    earlier; `today` asks the calendar."""
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class Preparer:
         *,
         window: int,
         makes_checkpoints: bool,
+        dates: BeginningDates | None = None,
         today: Callable[[], date] = date.today,
     ) -> None:
         self._vocab = vocab
@@ -55,7 +57,7 @@ class Preparer:
         self._window = window
         self._makes_checkpoints = makes_checkpoints
         self._today = today
-        self._dates = BeginningDates()
+        self._dates = dates or BeginningDates()
         self.said = Said()
 
     def prepare(self, request: GenerateRequest) -> Prepared:

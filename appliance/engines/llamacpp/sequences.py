@@ -14,6 +14,7 @@ refuses is recomputed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,9 @@ from appliance.engines.llamacpp.prefix import PrefixTree
 
 WORTH_WAITING_TOKENS = 32
 """A beginning shorter than this is prefilled at once, rather than waited for."""
+
+IDLE_S = 1.0
+"""How long an idle conversation that shares nothing may lie in the way of running ones."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +38,8 @@ class Resident:
     adapter: str | None = None
     cache_key: str | None = None
     last_used: int = 0
+    in_the_way_s: float = math.inf
+    """While idle: the moment from which it is better parked (`Sequences.in_the_way`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +104,23 @@ class Sequences:
         held = [r for r in self._residents if not r.is_busy and r.in_kv > 0]
         return sorted(held, key=lambda r: r.last_used)
 
+    def in_the_way(self, now_s: float) -> Resident | None:
+        """An idle resident that had better be parked while others run; the longest overdue.
+
+        Every decode passes over all cells up to the last one in use, masked ones too, so who lies
+        idle costs everyone else time at each token: rent, in proportion to the cells that are its
+        own. Parking it and reading it back is a price to be paid once, in proportion to all its
+        tokens. Whoever cannot know when a conversation goes on does at most twice the best by
+        leaving when the rent has come to the price: after `IDLE_S` where every cell is its own,
+        hardly ever where most are shared with others.
+        """
+        late = [r for r in self._residents if r.in_the_way_s <= now_s and not r.is_busy]
+        return min(late, key=lambda r: r.in_the_way_s, default=None)
+
+    def let_lie(self, resident: Resident) -> None:
+        """It is not to be parked before someone needs its place."""
+        resident.in_the_way_s = math.inf
+
     def find(
         self,
         tokens: Sequence[int],
@@ -138,7 +161,7 @@ class Sequences:
         self._untree(resident)
         resident.tokens = list(tokens)
         resident.in_kv = start.common
-        resident.is_busy = True
+        resident.is_busy, resident.in_the_way_s = True, math.inf
         resident.adapter, resident.cache_key = adapter, cache_key
         self._touch(resident)
         self._trees.setdefault(adapter, PrefixTree()).insert(resident.sequence, resident.tokens)
@@ -146,7 +169,7 @@ class Sequences:
     def advance(self, sequence: int, in_kv: int) -> None:
         self._residents[sequence].in_kv = in_kv
 
-    def release(self, sequence: int, tokens: Sequence[int]) -> None:
+    def release(self, sequence: int, tokens: Sequence[int], now_s: float = math.inf) -> None:
         """Its answer ended: it stays, idle, with `tokens` in the cache."""
         resident = self._residents[sequence]
         self._untree(resident)
@@ -154,8 +177,12 @@ class Sequences:
         resident.in_kv = len(tokens)
         resident.is_busy = False
         self._touch(resident)
+        resident.in_the_way_s = math.inf
         if tokens:
             tree = self._trees.setdefault(resident.adapter, PrefixTree())
+            shared = max(tree.matches(tokens).values(), default=0)
+            own = max(len(tokens) - shared, 1)
+            resident.in_the_way_s = now_s + IDLE_S * len(tokens) / own
             tree.insert(sequence, resident.tokens)
 
     def drop(self, sequence: int) -> None:

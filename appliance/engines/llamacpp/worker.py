@@ -26,6 +26,7 @@ from appliance.engines.llamacpp.binding import (
     free_bytes,
 )
 from appliance.engines.llamacpp.channel import Channel, Reporter
+from appliance.engines.llamacpp.dates import BeginningDates
 from appliance.engines.llamacpp.embedding import Embedder
 from appliance.engines.llamacpp.generation import Generation, now_s
 from appliance.engines.llamacpp.kv_cache import KvCache
@@ -75,8 +76,16 @@ class Loaded:
 class Worker:
     """Frames to calls. `run` returns when the daemon says stop or goes away."""
 
-    def __init__(self, channel: Channel, reporter: Reporter, work: Work, preparing: Preparing):
+    def __init__(
+        self,
+        channel: Channel,
+        reporter: Reporter,
+        work: Work,
+        preparing: Preparing,
+        dates: BeginningDates,
+    ) -> None:
         self._channel = channel
+        self._dates = dates
         self._reporter = reporter
         self._work = work
         self._preparing = preparing
@@ -101,6 +110,7 @@ class Worker:
                 is_rested = False
             elif wait_s and not received and not self._preparing.is_busy:
                 self._work.rest()
+                self._dates.write()
                 is_rested = True
 
     def _take(self, frame: dict[str, Any]) -> None:
@@ -239,18 +249,21 @@ def main() -> int:
         channel.send({"type": "broken", "error": why_not(error, params, log.said).to_json()})
         return 1
     reporter = Reporter(channel)
+    dates = BeginningDates(params.park_dir and params.park_dir / f"{loaded.key[:16]}-dates.json")
     preparer = Preparer(
         loaded.model.vocab,
         loaded.template,
         window=min(params.context_window, loaded.context.cells),
         makes_checkpoints=loaded.model.is_recurrent or loaded.model.window_cells > 0,
+        dates=dates,
     )
     work = make_work(params, loaded, preparer.said, reporter)
     preparing = Preparing(
         preparer, adapters=loaded.adapters, embeds=params.embeddings, wake=channel.wake
     )
     channel.send(ready_frame(loaded, now_s() - started_s))
-    Worker(channel, reporter, work, preparing).run()
+    Worker(channel, reporter, work, preparing, dates).run()
+    dates.write()
     work.close()
     loaded.context.close()
     loaded.model.close()

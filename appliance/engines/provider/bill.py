@@ -16,6 +16,10 @@ from appliance.types import Usage
 
 TOKENS_PER_PRICE = 1_000_000
 
+COUNT_MAX = 1_000_000_000
+"""Of tokens in one count: a thousand of the largest windows. More is not a count, and would not
+fit the ledger."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tally:
@@ -27,12 +31,19 @@ class Tally:
     output_tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What an answer on tape says is due for its call; None for nothing, since it was refused."""
+
+    usage: Usage | None
+
+
 def tallied(before: Tally, usage: Mapping[str, Any]) -> Tally:
     """The tally after a `usage` object; its counts are cumulative, absent ones stay."""
 
     def count(name: str, was: int) -> int:
         value = usage.get(name)
-        return was if not isinstance(value, int) or value < 0 else value
+        return value if isinstance(value, int) and 0 <= value <= COUNT_MAX else was
 
     return Tally(
         count("input_tokens", before.input_tokens),

@@ -24,6 +24,11 @@ from appliance.errors import (
 MESSAGE_MAX_CHARS = 500
 """Of a provider's error text: it is shown to people and kept in the journal."""
 
+_NO_CREDIT = re.compile(r"credit balance is too low", re.IGNORECASE)
+"""Said with a 400, and yet not the request's fault."""
+
+NO_CREDIT = "credit_balance_too_low"
+
 _TOO_LONG = re.compile(r"prompt is too long|exceeds? (the )?(context|maximum) ", re.IGNORECASE)
 
 
@@ -49,7 +54,7 @@ def refused_answer(
     details = {
         "status": status,
         "type": kind or None,
-        "error_code": _error_code(error),
+        "error_code": NO_CREDIT if _NO_CREDIT.search(text) else _error_code(error),
         "should_retry": _advice(headers.get("x-should-retry")),
         "request_id": headers.get("request-id"),
     }
@@ -58,7 +63,7 @@ def refused_answer(
     where = "in mid-stream" if status == 200 else f"with {status}"
     return EngineError(
         f"{model} answered {where}: {text or kind or 'no words'}",
-        hint=_HINTS.get(status, ""),
+        hint=_HINTS.get(status, _ELSEWHERE if 300 <= status < 400 else ""),
         retry_after_s=retry_after_s,
         details=details,
     )
@@ -102,6 +107,8 @@ _WAITED_FOR = {
     Stage.NEXT_TOKEN: "no further token",
     Stage.ANSWER: "no complete answer",
 }
+
+_ELSEWHERE = "it sends to another address, which is never followed: mend base_url"
 
 _HINTS = {
     401: "the provider does not know this key: mend key_credential or key_env of the model",

@@ -11,8 +11,8 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
 from typing import Any
 
 import httpx2
@@ -22,12 +22,12 @@ from appliance.config.models import Prices
 from appliance.egress.errand import Errand, on_errand
 from appliance.egress.rates import retry_after_s
 from appliance.engines.provider import faults
-from appliance.engines.provider.bill import Tally, usage_of
+from appliance.engines.provider.bill import Due, Tally, usage_of
 from appliance.engines.provider.faults import Stage
 from appliance.engines.provider.patience import Patience, Waiting
 from appliance.engines.remote.reader import Malformed, Reader
 from appliance.errors import ApplianceError, BadRequest, PromptTooLong
-from appliance.types import Completion, Delta, GenerateRequest, Json, highest
+from appliance.types import Completion, Delta, GenerateRequest, Json, Label, highest
 from appliance.wire.anthropic import tool_names
 
 ANSWER_MAX_BYTES = 64 << 20
@@ -62,13 +62,22 @@ class ChatClient:
         self._prices = prices or Prices()
 
     async def stream(
-        self, request: GenerateRequest, body: dict[str, Json]
+        self,
+        request: GenerateRequest,
+        body: dict[str, Json],
+        *,
+        tape: str = "",
+        on_adopted: Callable[[str], Awaitable[None]] | None = None,
     ) -> AsyncGenerator[Delta | Completion, None]:
-        """Deltas, then one `Completion`. Closing it closes the connection, which cancels."""
+        """Deltas, then one `Completion`. Closing it closes the connection, which cancels. `tape`
+        names the answer's tape; `on_adopted` hears when an earlier one is read instead."""
         waiting = Waiting(self._patience, self._clock, request.deadline_s)
         label = highest(request.label, *(message.label for message in request.messages))
-        errand = Errand(label, request.agent, request.turn_id)
+        errand = Errand(label, request.agent, request.turn_id, tape)
         response = await self._sent("/chat/completions", body, errand, waiting, stream=True)
+        adopted = response.extensions.get("adopted")
+        if on_adopted is not None and adopted:
+            await on_adopted(adopted)
         try:
             reader = Reader(tool_names(request.tools), request.label, lambda: new_id("call"))
             async with aclosing(self._read(response, reader, waiting)) as deltas:
@@ -238,6 +247,20 @@ class ChatClient:
             return BadRequest(f"{self._name} refuses the request: {text}", details=details)
         wait_s = retry_after_s(response.headers)
         return faults.refused_answer(self._name, status, error, response.headers, wait_s)
+
+
+async def due(response: httpx2.Response, prices: Prices) -> Due | None:
+    """What an answer on tape has cost; None where it does not say."""
+    if response.status_code != 200:
+        return Due(None)
+    reader = Reader({}, Label.PUBLIC, lambda: "")
+    with suppress(Malformed, ValueError, httpx2.HTTPError):
+        async for line in _lines(response):
+            data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
+            if data and data != "[DONE]":
+                for _ in reader.read(json.loads(data)):
+                    pass
+    return None if reader.tally is None else Due(usage_of(reader.tally, prices))
 
 
 async def _lines(response: httpx2.Response) -> AsyncGenerator[str, None]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -94,9 +95,11 @@ class RemoteEngine:
         prompt_tokens = len(json.dumps(body)) // CHARS_PER_TOKEN
         pieces, is_settled = 0, False
         async with self._slots:
-            await self._meter.sent(request.turn_id, self._usage(prompt_tokens, 0))
+            tape = await self._meter.sent(request.turn_id, self._usage(prompt_tokens, 0))
+            adopted = partial(self._meter.adopted, request.turn_id)
+            stream = self._client().stream(request, body, tape=tape, on_adopted=adopted)
             try:
-                async with aclosing(self._client().stream(request, body)) as items:
+                async with aclosing(stream) as items:
                     async for item in items:
                         if isinstance(item, Completion):
                             is_settled = True

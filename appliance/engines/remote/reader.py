@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from appliance.engines.provider.bill import Tally
+from appliance.engines.provider.bill import COUNT_MAX, Tally
 from appliance.types import (
     Block,
     Delta,
@@ -181,7 +181,7 @@ def _whole_values(value: Any) -> Any:
 def tally_of(usage: Mapping[str, Any]) -> Tally:
     def count(of: Any, name: str) -> int:
         value = of.get(name) if isinstance(of, Mapping) else None
-        return value if isinstance(value, int) and value >= 0 else 0
+        return value if isinstance(value, int) and 0 <= value <= COUNT_MAX else 0
 
     prompt = count(usage, "prompt_tokens")
     cached = min(count(usage.get("prompt_tokens_details"), "cached_tokens"), prompt)

@@ -193,8 +193,7 @@ class VllmEngine:
             body["stop"] = [end]
         if planned.constraint is not None:
             grammar = whole_turn(planned.constraint, folder.writer)
-            if grammar is not None:
-                body["structured_outputs"] = {"grammar": grammar}
+            body["structured_outputs"] = {"grammar": grammar}
         return planned, body
 
     async def _answered(

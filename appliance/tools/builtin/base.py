@@ -46,11 +46,13 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What another room said: text or bytes, how sensitive, and whether it is an error."""
+    """What another room said: text or bytes, how sensitive, whether it is an error, and how long
+    it waited for people."""
 
     data: bytes
     label: Label
     is_error: bool = False
+    waited_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

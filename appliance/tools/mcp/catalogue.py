@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from appliance.tools.output import clean, visible
 from appliance.tools.schema import schema_problem
@@ -79,7 +80,7 @@ def catalogue(
         if wanted and not any(fnmatchcase(name, pattern) for pattern in wanted):
             continue
         ours = f"{server}{SEPARATOR}{name.replace('.', '_')}"
-        problem = _problem(name, ours, tools)
+        problem = _problem(name, ours, tools) or _task_only(entry.get("execution"))
         if problem:
             left_out.append(f"{visible(name, 80)}: {problem}")
             continue
@@ -110,6 +111,12 @@ def _problem(name: str, ours: str, taken: Mapping[str, RemoteTool]) -> str:
     if not _NAME.fullmatch(name) or len(ours) > NAME_MAX_CHARS:
         return "no usable name"
     return "the name is there twice" if ours in taken else ""
+
+
+def _task_only(execution: Any) -> str:
+    """A tool that only runs as a task (an experiment of the protocol) refuses every plain call."""
+    needs_task = isinstance(execution, Mapping) and execution.get("taskSupport") == "required"
+    return "it runs only as a task of the protocol" if needs_task else ""
 
 
 def _description(server: str, text: str) -> str:

@@ -22,19 +22,25 @@ def content_of(
     result: Any, intent: Intent, ctx: ToolContext, label: Label, max_bytes: int
 ) -> ToolOutcome:
     """A `CallToolResult` as an outcome. Texts are joined; images stay if they are ordinary ones;
-    everything else is described. May write the whole text into the workspace."""
+    other bytes are kept as files of the workspace, and so is a text that is too long."""
     texts: list[str] = []
     images: list[ImageBlock] = []
-    for part in result.content[:PARTS_MAX]:
+    for number, part in enumerate(result.content[:PARTS_MAX], 1):
         kind = part.type
+        inner = part.resource if kind == "resource" else part
+        data = getattr(inner, "blob", None) or getattr(inner, "data", None)
         if kind == "text":
             texts.append(part.text)
-        elif kind == "image" and len(images) < IMAGES_MAX and _is_image(part):
-            images.append(ImageBlock(part.mime_type, part.data, label))
-        elif kind == "resource" and hasattr(part.resource, "text"):
-            texts.append(f"{part.resource.uri}:\n{part.resource.text}")
+        elif kind == "resource_link":
+            texts.append(_link(part))
+        elif data is None:
+            text = getattr(inner, "text", None)
+            texts.append(f"{inner.uri}:\n{text}" if text is not None else f"({kind} left out)")
+        elif len(images) < IMAGES_MAX and _is_image(inner.mime_type, data):
+            images.append(ImageBlock(inner.mime_type, data, label))
         else:
-            texts.append(f"({kind} left out)")
+            name = str(getattr(inner, "uri", kind))
+            texts.append(_kept_bytes(f"{intent.call_id}-{number}", name, inner, data, ctx))
     if not texts and not images and result.structured_content is not None:
         texts.append(json.dumps(result.structured_content, ensure_ascii=False))
     if len(result.content) > PARTS_MAX:
@@ -69,23 +75,43 @@ def text_outcome(
     kept = None
     note = shown.text or "(no output)"
     if shown.is_cut:
-        try:
-            ctx.workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with Workspace(str(ctx.workspace)) as workspace:
-                kept = files.keep_output(workspace, intent.call_id, data)
-            note += f"\nThe whole output is in {kept}."
-        except (files.FileProblem, Outside, OSError):
-            note += "\nThe whole output could not be kept."
+        kept = _keep(intent.call_id, data, ctx)
+        note += f"\nThe whole output is in {kept}." if kept else "\nIt could not be kept whole."
     return ToolOutcome(
         intent.call_id, (TextBlock(note, label),), is_error, label, shown.is_cut, kept
     )
 
 
-def _is_image(part: Any) -> bool:
-    if part.mime_type not in IMAGE_TYPES or len(part.data) > IMAGE_MAX_BYTES * 4 // 3:
+def _link(part: Any) -> str:
+    about = ", ".join(str(each) for each in (part.name, part.mime_type, part.description) if each)
+    return f"(link to {part.uri}: {about})"
+
+
+def _kept_bytes(name: str, uri: str, part: Any, data: str, ctx: ToolContext) -> str:
+    """What a model is told of bytes it cannot read; a program of its can."""
+    try:
+        decoded = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        return f"({uri} left out: its bytes are no base64)"
+    kept = _keep(name, decoded, ctx, ".bin")
+    where = f"kept in {kept}" if kept else "which could not be kept"
+    return f"({uri}: {part.mime_type or 'unknown type'}, {len(decoded)} bytes, {where})"
+
+
+def _keep(name: str, data: bytes, ctx: ToolContext, ending: str = ".txt") -> str | None:
+    try:
+        ctx.workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with Workspace(str(ctx.workspace)) as workspace:
+            return files.keep_output(workspace, name, data, ending)
+    except (files.FileProblem, Outside, OSError):
+        return None  # the workspace is full or its folder is in the way; the caller says so
+
+
+def _is_image(media_type: str | None, data: str) -> bool:
+    if media_type not in IMAGE_TYPES or len(data) > IMAGE_MAX_BYTES * 4 // 3:
         return False
     try:
-        base64.b64decode(part.data, validate=True)
+        base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError):
         return False
     return True

@@ -184,7 +184,8 @@ class McpServers:
                 return InDoubt(intent.call_id, f"{server.name}: {error}, after the call was sent")
             await asyncio.to_thread(self._keep, key, intent, outcome)
             return outcome
-        return error_outcome(intent.call_id, f"{reason}. The call did not run.", ctx.label)
+        label = highest(ctx.label, server.config.label)  # the reason may be in the server's words
+        return error_outcome(intent.call_id, f"{reason}. The call did not run.", label)
 
     async def _again(
         self, server: McpServer, tool: RemoteTool, intent: Intent, ctx: ToolContext
@@ -204,7 +205,8 @@ class McpServers:
                 await connection.is_alive()
                 reason = str(error)
                 break
-        return error_outcome(intent.call_id, f"{server.name}: {reason}.", ctx.label)
+        label = highest(ctx.label, server.config.label)
+        return error_outcome(intent.call_id, f"{server.name}: {reason}.", label)
 
     async def _call(
         self,
@@ -223,7 +225,7 @@ class McpServers:
         patience = Patience(timeout_s)
         errand = Errand(ctx.label, ctx.agent, ctx.turn_id)
         try:
-            async with server.calling(ctx, patience):
+            async with server.calling(ctx, patience, label):
                 with on_errand(errand):
                     result = await connection.call(tool.their_name, intent.arguments, patience)
         except Failed as error:

@@ -33,8 +33,12 @@ LINE_MAX_BYTES = 8 << 20
 LINES_PER_S_MAX = 2_000
 """An honest server reports progress some times a second."""
 STDERR_LINES = 20
+BYTES_PER_S_MAX = 32 << 20
+"""Taking a message apart holds the loop up, by about 10 ms a MiB."""
 STOP_WAIT_S = 0.5
 KILL_WAIT_S = 5.0
+KILL_ROUNDS = 3
+"""What is killed may just have forked."""
 
 Incoming = SessionMessage | Exception
 
@@ -97,16 +101,13 @@ async def open_pipe(launch: Launch) -> AsyncIterator[Pipe]:
             try:
                 yield pipe
             finally:
-                await _stop(process)
+                await _stop(process, group)
                 for pump in pumps:
                     pump.cancel()
     finally:
         for stream in (to_session, incoming, outgoing, from_session):
             stream.close()
         if group is not None:
-            for pid in group.pids():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
             await asyncio.to_thread(group.remove)
 
 
@@ -129,15 +130,15 @@ async def _read(
     process: asyncio.subprocess.Process, pipe: Pipe, to_session: MemoryObjectSendStream[Incoming]
 ) -> None:
     assert process.stdout is not None
-    window_s, lines = time.monotonic(), 0
+    window_s, lines, seen_bytes = time.monotonic(), 0, 0
     try:
         while line := await process.stdout.readline():
             now_s = time.monotonic()
             if now_s - window_s >= 1:
-                window_s, lines = now_s, 0
-            lines += 1
-            if lines > LINES_PER_S_MAX:
-                pipe.ending = f"it sent more than {LINES_PER_S_MAX} messages in a second"
+                window_s, lines, seen_bytes = now_s, 0, 0
+            lines, seen_bytes = lines + 1, seen_bytes + len(line)
+            if lines > LINES_PER_S_MAX or seen_bytes > BYTES_PER_S_MAX:
+                pipe.ending = f"it sent {lines} messages of {seen_bytes} bytes within a second"
                 break
             if line.strip():
                 await to_session.send(_parse(line))
@@ -180,8 +181,10 @@ async def _listen(process: asyncio.subprocess.Process, pipe: Pipe) -> None:
             pipe.stderr.append(line[:500])
 
 
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    """Close its input, wait a moment, kill its process group (and with it its namespace)."""
+async def _stop(process: asyncio.subprocess.Process, group: limits.Group | None) -> None:
+    """Close its input, wait a moment, then kill it and what it started: its process group (and
+    with it its namespace), what is below it, and what is in its cgroup, whatever session that is
+    in. One that is left and holds the pipes would be waited for in vain."""
     if process.stdin is not None:
         process.stdin.close()
     try:
@@ -189,6 +192,13 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
     except TimeoutError:
         pass
     finally:
+        below = await asyncio.to_thread(limits.descendants, process.pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        for _ in range(KILL_ROUNDS):
+            below |= group.pids() if group is not None else set()
+            for pid in below:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            below = set()
         await asyncio.wait_for(process.wait(), KILL_WAIT_S)

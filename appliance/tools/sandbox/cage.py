@@ -32,6 +32,8 @@ from appliance.tools.sandbox.plan import (
 def become(spec: dict[str, Any], cage: Cage) -> NoReturn:
     """Contain this process and execute the program. Raises OSError or Outside when it cannot."""
     argv, mode = spec["argv"], spec["mode"]
+    if mode != "none":
+        landlock.leave_keyring()
     with Workspace(cage.workspace) as workspace:
         if mode == "bubblewrap":
             opened = _open_pins(workspace, cage)

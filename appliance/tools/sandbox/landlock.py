@@ -70,7 +70,7 @@ def restrict(rules: Iterable[Rule], network: bool = False) -> None:
 
 def forbid_system_calls(network: bool = False) -> None:
     """A filter that answers EPERM to sockets, and to calls that trace, mount, make namespaces,
-    load programs into the kernel or touch its keys.
+    load programs into the kernel, touch its keys or set the limits of other processes.
 
     Unix sockets are refused even with `network`, because Landlock does not stop a connection to
     one by its path, and the daemon's is such a path. `socketpair` and pipes stay.
@@ -79,7 +79,7 @@ def forbid_system_calls(network: bool = False) -> None:
     if machine not in _ARCHITECTURES:
         raise OSError(f"no system call table for {machine}")
     audit_arch, socket_number, others = _ARCHITECTURES[machine]
-    program = _filter(audit_arch, socket_number, network, others)
+    program = _filter(audit_arch, socket_number, network, others, _OWN_ONLY[machine])
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     code = b"".join(struct.pack("=HBBI", *line) for line in program)
     buffer = ctypes.create_string_buffer(code, len(code))
@@ -97,6 +97,14 @@ def drop_capabilities() -> None:
 def die_with_parent(signal_number: int) -> None:
     """The kernel sends this signal when our parent dies."""
     _prctl(_PR_SET_PDEATHSIG, signal_number)
+
+
+def leave_keyring() -> None:
+    """Take an empty session key ring in place of the inherited one: no namespace hides that, and
+    who has it can read its keys. Harmless where the kernel has no keys."""
+    number = _KEYCTL.get(platform.machine())
+    if number is not None:
+        _libc.syscall(number, _JOIN_SESSION_KEYRING, None)
 
 
 def adopt_orphans() -> None:
@@ -141,14 +149,24 @@ _ARM64: Sequence[int] = (
     428, 429, 430, 432, 442, 51, 105, 273, 104, 294, 142, 265, 438, 194, 190, 186, 180,
 )  # fmt: skip
 
+_OWN_ONLY = {"x86_64": (302, 203, 144, 142, 314), "aarch64": (261, 122, 119, 118, 274)}
+"""prlimit64 sched_setaffinity sched_setscheduler sched_setparam sched_setattr: of any process of
+the same user, the daemon among them, by the pid in their first argument; 0 is the caller."""
+
 _ARCHITECTURES = {
     "x86_64": (0xC000003E, 41, _X86_64),
     "aarch64": (0xC00000B7, 198, _ARM64),
 }
+_KEYCTL = {"x86_64": 250, "aarch64": 219}
+_JOIN_SESSION_KEYRING = 1
 
 
 def _filter(
-    audit_arch: int, socket_number: int, network: bool, others: Sequence[int]
+    audit_arch: int,
+    socket_number: int,
+    network: bool,
+    others: Sequence[int],
+    own_only: Sequence[int],
 ) -> list[tuple[int, int, int, int]]:
     """Lines of classic BPF over struct seccomp_data: number at 0, architecture at 4, the first
     argument at 16. A foreign architecture, and x32 numbers, are refused outright."""
@@ -156,6 +174,9 @@ def _filter(
     lines += [(_LOAD, 0, 0, 0), (0x35, 0, 1, 0x40000000), (_RETURN, 0, 0, _EPERM)]
     for number in others:
         lines += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _EPERM)]
+    for number in own_only:
+        lines += [(_EQUAL, 0, 4, number), (_LOAD, 0, 0, 16), (_EQUAL, 0, 1, 0)]
+        lines += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _EPERM)]
     if network:
         lines += [(_EQUAL, 0, 3, socket_number), (_LOAD, 0, 0, 16)]
         lines += [(_EQUAL, 0, 1, _AF_UNIX), (_RETURN, 0, 0, _EPERM)]

@@ -49,21 +49,35 @@ def factory(vocab: RealVocab) -> ConstraintFactory:
 def check_turn(factory: ConstraintFactory, vocab: RealVocab, seed: int, template=None) -> None:  # type: ignore[no-untyped-def]
     rng = random.Random(seed)
     schema = random_tool_schema(rng)
+    max_tokens = rng.choice((300, 500, 900))
+    for arguments in demanded_call(factory, vocab, rng, schema, max_tokens, template):
+        jsonschema.Draft202012Validator(schema).validate(arguments)
+
+
+def demanded_call(  # type: ignore[no-untyped-def]
+    factory: ConstraintFactory,
+    vocab: RealVocab,
+    rng: random.Random,
+    schema: dict[str, object],
+    max_tokens: int,
+    template=None,
+    *,
+    parallel: bool = True,
+) -> list[dict[str, object]]:
+    """The arguments of the calls that random tokens make of a demand for one."""
     request = GenerateRequest(
         "r",
         (text_message(Role.USER, "Hi"),),
         (ToolSpec("tool_x", "", schema),),
-        tool_choice=ToolChoice(ToolChoiceKind.ANY),
+        tool_choice=ToolChoice(ToolChoiceKind.ANY, parallel=parallel),
     )
     made = plan(template or hermes(), request, today=date(2026, 1, 1))
-    max_tokens = rng.choice((300, 500, 900))
     assert made.constraint is not None
     constraint = factory.compile(made.constraint, max_tokens=max_tokens)
     result = answer(made, vocab, constraint, rng, max_tokens)
     calls = result.message.tool_calls
-    assert calls, (seed, schema, result.text[-300:])
-    for call in calls:
-        jsonschema.Draft202012Validator(schema).validate(dict(call.arguments))
+    assert calls, (schema, result.text[-300:])
+    return [dict(call.arguments) for call in calls]
 
 
 def test_calls_by_random_tokens_under_random_schemas_are_valid(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import date
 
 import pytest
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher
 
 from appliance.engines.chat.grammar import GrammarWriter
 from appliance.engines.chat.template import ChatTemplate
 from appliance.engines.chat.turnplan import ChatPlan, plan
+from appliance.engines.chat.vocabulary import Vocabulary
 from appliance.engines.chat.wholeturn import whole_turn
 from appliance.errors import EngineError
 from appliance.types import (
@@ -23,6 +24,7 @@ from appliance.types import (
     ToolSpec,
     text_message,
 )
+from tests.engines.chat.templates import real_template
 
 TAGGED = """\
 {%- if tools %}{{ '<|im_start|>system\\nTools:\\n' }}{% for tool in tools %}{{ tool.function.name }}
@@ -62,8 +64,6 @@ ANSWER: dict[str, Json] = {
     "properties": {"ok": {"type": "boolean"}},
     "required": ["ok"],
 }
-BYTES = LLTokenizer("byte")
-
 HERMES = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 TWO = (
     HERMES
@@ -87,14 +87,21 @@ def planned(source: str, kind: ToolChoiceKind, schema: dict[str, Json] | None = 
     return plan(template, request, today=date(2026, 1, 1))
 
 
-def is_whole(turn: ChatPlan, text: str) -> bool:
-    """Whether the grammar takes the text to its end, and may end there."""
+def is_whole(turn: ChatPlan, text: str, controls: tuple[str, ...] = ()) -> bool:
+    """Whether the grammar takes the text to its end, and may end there. `controls` are tokens of
+    their own, and no text."""
     assert turn.constraint is not None
-    grammar = whole_turn(turn.constraint, GrammarWriter({}))
-    assert grammar is not None
-    matcher = LLMatcher(BYTES, grammar, log_level=0)
+    marks = [mark.encode() for mark in controls]
+    vocabulary = Vocabulary(
+        [*(bytes([byte]) for byte in range(256)), b"<end>", *marks],
+        [256],
+        range(256, 257 + len(marks)),
+    )
+    grammar = whole_turn(turn.constraint, GrammarWriter(vocabulary.special))
+    matcher = LLMatcher(vocabulary.library, grammar, log_level=0)
     assert not matcher.is_error(), matcher.get_error()
-    tokens = BYTES.tokenize_str(text)
+    tokens = vocabulary.encode_with_controls(text)
+    assert tokens is not None
     return matcher.validate_tokens(tokens) == len(tokens) and bool(
         matcher.consume_tokens(tokens) and matcher.is_accepting()
     )
@@ -170,3 +177,61 @@ def test_a_turn_whose_call_the_parser_refuses_is_refused_by_the_grammar_too() ->
     turn = planned("", ToolChoiceKind.AUTO)
     with pytest.raises(EngineError):
         calls(turn, HERMES.replace('"Paris"', "7"))
+
+
+HARMONY = ("<|channel|>", "<|message|>", "<|constrain|>", "<|start|>", "<|end|>", "<|call|>")
+THOUGHT = "<|channel|>analysis<|message|>Let me see.<|end|><|start|>assistant"
+CALL = (
+    '<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{"city": "Rom"}<|call|>'
+)
+THINK = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+
+
+def planned_for(name: str, kind: ToolChoiceKind = ToolChoiceKind.AUTO) -> ChatPlan:
+    request = GenerateRequest(
+        "r", (text_message(Role.USER, "how is it?"),), (WEATHER, SAVE), ToolChoice(kind)
+    )
+    return plan(real_template(name), request, today=date(2026, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "is_good"),
+    [
+        ("<|channel|>final<|message|>It is warm.", True),
+        (THOUGHT + "<|channel|>final<|message|>It is warm.", True),
+        (CALL, True),
+        (THOUGHT + CALL, True),
+        (THOUGHT + THOUGHT + CALL, True),
+        (THOUGHT + CALL.replace('"Rom"', "7"), False),
+        (THOUGHT + CALL.replace("weather", "whether"), False),
+        ("It is warm.", False),
+        (THOUGHT, False),
+    ],
+)
+def test_harmonys_channels_are_kept_when_a_call_is_free(text: str, is_good: bool) -> None:
+    turn = planned_for("openai-gpt-oss-120b")
+    assert is_whole(turn, text, HARMONY) == is_good
+    if is_good:
+        assert len(calls(turn, text)) == text.count("<|call|>")
+
+
+@pytest.mark.parametrize(
+    ("text", "is_good"),
+    [
+        ("It is warm.", True),
+        ("<think>\nwell\n</think>\n\nIt is warm.", True),
+        ("<think>\nwell\n</think>\n\n" + HERMES, True),
+        ("<think>\nwell\n</think>\n\n" + HERMES.replace('"Paris"', "7"), False),
+        (HERMES.replace('"Paris"', "7"), False),
+    ],
+)
+def test_thoughts_between_control_tokens_come_before_a_free_call(text: str, is_good: bool) -> None:
+    assert is_whole(planned_for("Qwen-Qwen3-0.6B"), text, THINK) == is_good
+
+
+def test_a_mark_that_is_a_control_token_leaves_the_call_constrained() -> None:
+    turn = planned_for("meta-llama-Llama-3.1-8B-Instruct")
+    call = '{"name": "weather", "parameters": {"city": "Rom"}}'
+    assert is_whole(turn, call, ("<|python_tag|>",))
+    assert is_whole(turn, "It is warm.", ("<|python_tag|>",))
+    assert not is_whole(turn, call.replace('"Rom"', "7"), ("<|python_tag|>",))

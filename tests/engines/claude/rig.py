@@ -35,8 +35,12 @@ class Lines:
     async def record(self, kind: str, body: dict[str, Json]) -> None:
         self.audit.append((kind, body))
 
-    async def sent(self, turn_id: str, guess: Usage) -> None:
+    async def sent(self, turn_id: str, guess: Usage) -> str:
         self.calls.append("sent")
+        return ""
+
+    async def adopted(self, turn_id: str, tape: str) -> None:
+        self.calls.append("adopted")
 
     async def refused(self, turn_id: str) -> None:
         self.calls.append("refused")

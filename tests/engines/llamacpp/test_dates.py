@@ -35,6 +35,32 @@ def test_the_conversation_used_longest_ago_is_forgotten_first() -> None:
     assert dates.of("b", TUESDAY) == TUESDAY
 
 
+def test_a_conversation_keeps_its_date_when_its_model_is_loaded_anew(tmp_path: Path) -> None:
+    path = tmp_path / "parked" / "dates.json"
+    dates = BeginningDates(path)
+    dates.of("a", MONDAY)
+    dates.write()
+    assert BeginningDates(path).of("a", TUESDAY) == MONDAY
+    assert BeginningDates(path).of("b", TUESDAY) == TUESDAY
+
+
+@pytest.mark.parametrize("found", [b"", b"{}", b"[1]", b'[["a", "yesterday"]]', b"\xff"])
+def test_dates_that_cannot_be_read_count_for_nothing(tmp_path: Path, found: bytes) -> None:
+    path = tmp_path / "dates.json"
+    path.write_bytes(found)
+    dates = BeginningDates(path)
+    assert dates.of("a", TUESDAY) == TUESDAY
+    dates.write()
+    assert BeginningDates(path).of("a", MONDAY) == TUESDAY
+
+
+def test_a_disk_that_takes_no_dates_harms_nothing(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    dates = BeginningDates(tmp_path / "taken" / "dates.json")
+    assert dates.of("a", MONDAY) == MONDAY
+    dates.write()
+
+
 @pytest.mark.model
 def test_the_next_turn_after_midnight_begins_with_the_same_tokens(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import json
 import os
 import signal
 import sys
@@ -15,8 +17,15 @@ from appliance.engines.base import InstanceState
 from appliance.engines.llamacpp.engine import LlamaCppEngine
 from appliance.engines.llamacpp.frames import FrameDecoder, FrameError, encode
 from appliance.engines.llamacpp.params import LlamaCppParams
-from appliance.errors import ApplianceError, EngineError, EngineTimeout, ModelBroken, NoCapacity
-from appliance.types import TextDelta
+from appliance.errors import (
+    ApplianceError,
+    BadRequest,
+    EngineError,
+    EngineTimeout,
+    ModelBroken,
+    NoCapacity,
+)
+from appliance.types import TextDelta, ToolChoice, ToolChoiceKind, ToolSpec
 
 from . import tiny_models
 from .conftest import ask, run
@@ -69,6 +78,32 @@ async def test_a_stopped_worker_is_killed_and_reported(tiny: LlamaCppParams) -> 
         assert "no progress" in error.message
         assert "no progress" in await asyncio.wait_for(engine.wait_failed(), 5)
     assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "strin"},
+        {"type": "string", "pattern": "("},
+        {"$ref": "#/$defs/nowhere"},
+        {"$ref": "#/properties/x"},
+        {"type": "object", "properties": []},
+    ],
+    ids=json.dumps,
+)
+async def test_a_tool_whose_schema_is_none_fails_alone(
+    tiny: LlamaCppParams, part: dict[str, object]
+) -> None:
+    tool = ToolSpec("act", "", {"type": "object", "properties": {"x": part}, "required": ["x"]})
+    demanded = ToolChoice(ToolChoiceKind.ANY, parallel=False)
+    async with LlamaCppEngine(dataclasses.replace(tiny, slots=2, stall_timeout_s=30)) as engine:
+        beside = asyncio.create_task(run(engine, ask("Hello", max_tokens=60, seed=1)))
+        asked = ask("Act.", max_tokens=90, temperature=1.0, tools=(tool,), tool_choice=demanded)
+        with contextlib.suppress(EngineError, BadRequest):
+            await run(engine, asked)
+        _, done = await beside
+        assert done.usage.output_tokens
+        assert engine.state is InstanceState.READY
 
 
 async def test_a_worker_that_is_never_ready_times_out(tmp_path: Path) -> None:

@@ -17,8 +17,12 @@ class Book:
         self.words: list[str] = []
         self.usage = Usage()
 
-    async def sent(self, turn_id: str, guess: Usage) -> None:
+    async def sent(self, turn_id: str, guess: Usage) -> str:
         self.words.append("sent")
+        return ""
+
+    async def adopted(self, turn_id: str, tape: str) -> None:
+        self.words.append("adopted")
 
     async def refused(self, turn_id: str) -> None:
         self.words.append("refused")

@@ -1,0 +1,140 @@
+"""Tapes as the daemon reads them: what a courier wrote down of an answer, and is still writing."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h11
+import httpx2
+
+SUFFIX = ".tape"
+HEADER_MAX_BYTES = 4_096
+PIECE_BYTES = 1 << 16
+LOOK_S = 0.02
+"""Between two looks at a tape on which an answer is still coming in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tape:
+    """One answer on tape. `turn_id` and `match` say whose it is and to which very request."""
+
+    path: Path
+    turn_id: str
+    model: str
+    match: str
+    pid: int
+    answer_at: int
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def cut(self) -> None:
+        """End the courier that is still writing it, if one is. Its number may be somebody else's
+        by now; holding the process first and finding the tape locked after shows it is not."""
+        try:
+            pid_fd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        try:
+            if self._is_written():
+                signal.pidfd_send_signal(pid_fd, signal.SIGTERM)
+        except ProcessLookupError:
+            return
+        finally:
+            os.close(pid_fd)
+
+    async def response(self) -> httpx2.Response:
+        """The answer as it came, and while it comes. Raises `httpx2.RemoteProtocolError` where it
+        ends before its head does; its body raises that for an early end."""
+        parser = h11.Connection(h11.CLIENT)
+        parser.send(h11.Request(method="POST", target="/", headers=[("host", "tape")]))
+        parser.send(h11.EndOfMessage())
+        events = self._events(parser)
+        async for event in events:
+            if isinstance(event, h11.Response):
+                return httpx2.Response(
+                    event.status_code, headers=event.headers.raw_items(), stream=_Body(events)
+                )
+        raise httpx2.RemoteProtocolError("the answer on tape has no head")
+
+    async def _events(self, parser: h11.Connection) -> AsyncIterator[h11.Event]:
+        try:
+            async for piece in self._pieces():
+                parser.receive_data(piece)
+                while isinstance(event := parser.next_event(), h11.Event):
+                    yield event
+                    if isinstance(event, h11.EndOfMessage):
+                        return
+            parser.receive_data(b"")
+            while isinstance(event := parser.next_event(), h11.Event):
+                yield event
+                if isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
+                    return
+        except h11.RemoteProtocolError as error:
+            raise httpx2.RemoteProtocolError(str(error)) from error
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.answer_at)
+            while True:
+                more = await asyncio.to_thread(self._is_written)  # before reading: none is missed
+                piece = await asyncio.to_thread(file.read, PIECE_BYTES)
+                if piece:
+                    yield piece
+                elif not more:
+                    return
+                else:
+                    await asyncio.sleep(LOOK_S)
+
+    def _is_written(self) -> bool:
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+
+def found(folder: Path) -> list[Tape]:
+    """The tapes in a folder; what is no tape is passed over."""
+    return [tape for path in sorted(folder.glob(f"*{SUFFIX}")) if (tape := _read(path))]
+
+
+def header_of(name: str, turn_id: str, model: str, match: str) -> dict[str, Any]:
+    """What a tape's first line says; the courier adds its process number."""
+    return {"name": name, "turn": turn_id, "model": model, "match": match}
+
+
+def _read(path: Path) -> Tape | None:
+    with path.open("rb") as file:
+        line = file.readline(HEADER_MAX_BYTES)
+    try:
+        said = json.loads(line)
+        who = said["turn"], said["model"], said["match"]
+        return Tape(path, *who, int(said["pid"]), len(line))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+class _Body(httpx2.AsyncByteStream):
+    def __init__(self, events: AsyncIterator[h11.Event]) -> None:
+        self._events = events
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for event in self._events:
+            if isinstance(event, h11.Data):
+                yield bytes(event.data)
