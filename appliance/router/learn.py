@@ -35,6 +35,10 @@ MAX_PROPENSITY_WEIGHT: Final = 5.0
 """An explored outcome counts at most this much more than a usual one: unbounded inverse
 propensities would let one lucky draw outweigh a day."""
 
+NEW_AGENT_SHARE: Final = 0.5
+"""How far uncertainty goes back to where it began when an agent's first outcome comes in: its work
+may be of a kind that what was learned so far is wrong about."""
+
 DRIFT_SLACK: Final = 0.03
 DRIFT_LIMIT: Final = 15.0
 FORGET_SHARE: Final = 0.05
@@ -185,6 +189,8 @@ class Learner:
         expected = self.scorer.base[place] + self.scorer.sides[place].mean(outcome.inputs)
         weight = outcome.weight * min(1.0 / outcome.propensity, MAX_PROPENSITY_WEIGHT)
         keys = (*outcome.keys, f"model/{outcome.model}")
+        if outcome.keys and outcome.keys[0] not in self.scorer.deviations:
+            self.scorer.sides[place].widen(NEW_AGENT_SHARE)
         missed = self.scorer.learn(outcome.inputs, place, keys, outcome.right, weight)
         if outcome.shown is not None:
             self._learn_after(outcome, outcome.shown, missed, weight)

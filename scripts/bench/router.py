@@ -121,7 +121,7 @@ def _report(args: argparse.Namespace) -> int:
             found[f"before {data.name} gold1500"] = metrics.figures(
                 gold[rest], data.weak[rest], data.strong[rest]
             )
-        length = data.shape[:, 0]
+        length = np.array([float(len(prompt)) for prompt in data.prompts])
         found[f"baseline {data.name} prompt_length"] = _figures(data, length)
         if data.answers.size and data.answers[:, 8].any():
             found[f"baseline {data.name} disagreement"] = _figures(data, -data.answers[:, 0])

@@ -75,6 +75,19 @@ def test_an_agent_with_its_own_record_is_told_apart() -> None:
     assert lucky > unlucky + 0.3
 
 
+def test_an_agent_seen_for_the_first_time_makes_the_score_unsure_again() -> None:
+    def spread(learner: Learner) -> float:
+        return float(np.trace(learner.scorer.sides[Place.LOCAL].covariance))
+
+    same, other = taught(), taught()
+    for learner, agent in ((same, STEP.agent), (other, "newcomer")):
+        step = replace(facts(EASY), agent=agent)
+        seen = outcome_of(learner.scorer, step, LOCAL, 1.0, Signals(tests_passed=True))
+        assert seen is not None
+        learner.learn(seen)
+    assert spread(other) > spread(same)
+
+
 def test_scoring_never_changes_what_is_scored() -> None:
     learner = taught(20)
     before = learner.to_bytes()

@@ -24,10 +24,7 @@ _NOT_WORD = re.compile(r"[^a-z0-9]+")
 @dataclass
 class Outcomes:
     """One set. `answers` is empty where nothing of a local answer is known. `weak` and `strong`
-    are NaN where the file does not say (a file to be scored need not). `strong_peers` are the
-    mean marks of the further models of the strong one's kind (or its own where there are none):
-    one model's mark is a noisy sign of how hard a question is, several are a better one. They are
-    used to learn from, never to score with."""
+    are NaN where the file does not say (a file to be scored need not)."""
 
     name: str
     ids: list[str]
@@ -39,7 +36,6 @@ class Outcomes:
     gold: np.ndarray
     shape: np.ndarray
     sketch: np.ndarray
-    strong_peers: np.ndarray
     answers: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
 
     @property
@@ -66,16 +62,14 @@ def load(path: Path) -> Outcomes:
     if not rows:
         raise ValueError(f"{path} has no rows")
     features = [_read(row["prompt"]) for row in rows]
-    weak, strong = _numbers(rows, "weak"), _numbers(rows, "strong")
     return Outcomes(
         name=_family(rows[0]["query_id"], path),
         ids=[row["query_id"] for row in rows],
         prompts=[row["prompt"] for row in rows],
         groups=np.array([row.get("group", "") for row in rows]),
         stems=np.array([_stem(row["prompt"]) for row in rows]),
-        weak=weak,
-        strong=strong,
-        strong_peers=_strong_peers(rows, weak, strong),
+        weak=_numbers(rows, "weak"),
+        strong=_numbers(rows, "strong"),
         gold=np.array([row.get("gold1500") == "1" for row in rows]),
         shape=np.stack([each.shape for each in features]).astype(np.float64),
         sketch=np.stack([each.sketch for each in features]).astype(np.float64),
@@ -133,19 +127,6 @@ def _number(text: str) -> float:
     except ValueError:
         return np.nan
     return value if np.isfinite(value) else np.nan
-
-
-def _strong_peers(rows: list[dict[str, str]], weak: np.ndarray, strong: np.ndarray) -> np.ndarray:
-    """Mean mark of the models nearer to the strong one in accuracy than to the weak one."""
-    columns = [_numbers(rows, name) for name in rows[0] if name.startswith("acc_")]
-    columns = [each for each in columns if not np.isnan(each).all()]
-    if not columns or np.isnan(weak).all() or np.isnan(strong).all():
-        return strong
-    middle = (np.nanmean(weak) + np.nanmean(strong)) / 2
-    high = np.array([each for each in columns if np.nanmean(each) >= middle] or [strong])
-    known = ~np.isnan(high)
-    total = np.where(known, high, 0.0).sum(0)
-    return np.where(known.any(0), total / np.maximum(known.sum(0), 1), strong)
 
 
 def _answers(rows: list[dict[str, str]]) -> np.ndarray:

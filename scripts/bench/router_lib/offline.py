@@ -52,6 +52,8 @@ def score(
         return _untaught(data, stage)
     shapes = np.concatenate([data.shape, *(each.shape for each in train)])
     centre, spread = shapes.mean(0), shapes.std(0) + 1e-6
+    varies = np.concatenate([each.shape[use] for each, use in usable]).std(0) > 0
+    spread[~varies] = np.inf  # nothing was taught about it: left out
     basis = Basis(centre, spread)
     taught, gain, weight = [], [], []
     for each, use in usable:
