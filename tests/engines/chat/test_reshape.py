@@ -149,6 +149,22 @@ def test_a_branch_that_nothing_fits_is_left_out() -> None:
     assert [part["properties"]["kind"] for part in found["anyOf"]] == [{"enum": ["x"]}]
 
 
+def test_a_branch_closed_for_itself_takes_no_key_from_outside() -> None:
+    shape = {**AB, "anyOf": [{**closed(c=TEXT), "unevaluatedProperties": False}]}
+    (part,) = reshaped(shape)["anyOf"]
+    assert list(part["properties"]) == ["c"]
+    assert part["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"minProperties": 2}, {"propertyNames": {"maxLength": 1}}, {"not": {"required": ["b"]}}],
+)
+def test_an_object_of_which_more_is_asked_is_left_as_it_was_said(more: dict[str, Any]) -> None:
+    shape = {**AB, **more, "anyOf": [{"required": ["a"]}]}
+    assert reshaped(shape) == shape
+
+
 def test_overlapping_branches_stay_to_be_checked() -> None:
     shape = {**AB, "oneOf": [closed(a=TEXT), closed(a=TEXT, c=TEXT)]}
     assert "oneOf" in reshaped(shape)
