@@ -42,6 +42,7 @@ from appliance.daemon.ports import (
     TurnElicitor,
     TurnSampler,
 )
+from appliance.daemon.read_ahead import read_ahead
 from appliance.daemon.reload import Configuration
 from appliance.daemon.sizes import Sizes
 from appliance.daemon.tapes import Tapes
@@ -125,11 +126,25 @@ async def run_daemon(
             prober, sizes, lambda name: _weights_of(configuration.current, name, paths, manifest)
         )
         decisions = await rooms.enter_async_context(Decisions(journal, clock))
+
+        def files() -> dict[str, tuple[Path, ...]]:
+            return model_files(configuration.current, paths.models_dir, manifest)
+
+        async def read_files_ahead(model: str) -> None:
+            await read_ahead(files().get(model, ()))
+
         scheduler = await rooms.enter_async_context(
-            Scheduler(Core(placer), engines, clock, memory=vram, on_decision=decisions.take)
+            Scheduler(
+                Core(placer),
+                engines,
+                clock,
+                memory=vram,
+                on_decision=decisions.take,
+                read_ahead=read_files_ahead,
+            )
         )
         await scheduler.inventory_changed(device_views(prober.latest, config))
-        weights = Weights(lambda: model_files(configuration.current, paths.models_dir, manifest))
+        weights = Weights(files)
 
         order = asyncio.Lock()
 
@@ -167,7 +182,7 @@ async def run_daemon(
                 paths.state_dir,
                 clock,
                 Ports(
-                    delegate=TurnDelegate(lambda: turns),
+                    delegate=TurnDelegate(lambda: turns, lambda: configuration.current, clock),
                     elicitor=TurnElicitor(lambda: turns),
                     sampler=TurnSampler(lambda: turns, lambda: configuration.current, clock),
                     notes=AgentNotes(JournalNotes(journal)),

@@ -30,10 +30,15 @@ DEPTH_MAX = 4
 
 
 class TurnDelegate:
-    """`tools.ports.Delegate`: a question to another agent is a child turn, once per key."""
+    """`tools.ports.Delegate`: a question to another agent is a child turn, once per key, on the
+    other's own limits but for time: whoever asks has no longer to wait than for himself."""
 
-    def __init__(self, turns: Callable[[], Turns]) -> None:
+    def __init__(
+        self, turns: Callable[[], Turns], config: Callable[[], Config], clock: Clock
+    ) -> None:
         self._turns = turns
+        self._config = config
+        self._clock = clock
 
     async def ask(self, agent: str, prompt: str, key: str, ctx: ToolContext) -> Answer:
         turns = self._turns()
@@ -49,6 +54,7 @@ class TurnDelegate:
                     key=f"ask_agent/{key}",
                     label=ctx.label,
                     policy=parent.accepted.policy,
+                    limits=LimitOverrides(turn_s_max=self._left_s(parent)),
                     parent_turn=ctx.turn_id,
                     depth=parent.accepted.depth + 1,
                     workspace=parent.accepted.workspace or parent.session_id,
@@ -63,6 +69,11 @@ class TurnDelegate:
             return Answer(child.text, child.label, waited_ms=child.waited_ms)
         message = str(child.error.get("message", ""))
         return Answer(message, child.label, is_error=True, waited_ms=child.waited_ms)
+
+    def _left_s(self, parent: TurnState) -> float:
+        own = tightened(self._config().limits_of(parent.accepted.agent), parent.accepted.limits)
+        left_s = own.turn_s_max - parent.elapsed_s(self._clock.wall_ms())
+        return max(left_s, 1.0)  # the key may join a turn that has its answer already
 
 
 class TurnElicitor:

@@ -140,7 +140,7 @@ class DoorTransport(httpx2.AsyncBaseTransport):
             answer.status_code,
             headers=answer.headers,
             stream=_CountedStream(answer.stream, closed),
-            extensions={"is_adopted": True},
+            extensions={"adopted": tape.name},
         )
 
     async def _closed(self, line: Line, started_s: float, status: int, bytes_in: int) -> None:

@@ -20,8 +20,8 @@ from appliance.scheduler.values import (
     AgentSpec,
     DeviceView,
     Effect,
-    ParkIdle,
     Placer,
+    ReadAhead,
     Record,
     ResidentState,
     StopInstance,
@@ -102,6 +102,7 @@ class Book:
     def add(self, state: ModelState, instance: Instance) -> None:
         """A model's instance starts; a claim that waited for this is done with."""
         self.claim(state, None)
+        state.is_read_ahead = False
         state.current = self.instances[instance.instance_id] = instance
         self.starting[instance.instance_id] = instance
 
@@ -139,7 +140,6 @@ class Book:
         self.starting.pop(instance.instance_id, None)
         self.leaving[instance.instance_id] = instance
         instance.state = ResidentState.STOPPING
-        self.effects.append(ParkIdle(instance.instance_id))
         self.effects.append(StopInstance(instance.instance_id, reason))
         self.record(now_s, "stop", instance.model, instance=instance.instance_id, why=reason)
 
@@ -166,6 +166,13 @@ class Book:
             self.doubted = True
         state.claim = claim
         self._claimed += 1
+
+    def read_ahead(self, state: ModelState, now_s: float) -> None:
+        """Somebody waits for the model and there is no room yet; said once until it loads."""
+        if state.spec.needs_memory and not state.is_read_ahead:
+            state.is_read_ahead = True
+            self.effects.append(ReadAhead(state.spec.name))
+            self.record(now_s, "read_ahead", state.spec.name)
 
     def claims(self) -> Iterator[Claim]:
         """Whose bytes are spoken for, the oldest claim first."""

@@ -45,6 +45,10 @@ from appliance.types import Json, Usage
 log = logging.getLogger(__name__)
 
 STREAM = "budget"
+SETTLE_S = 5.0
+"""How long a call whose answer was adopted waits for the one that pays for it to be settled: both
+come to the end of the same tape."""
+
 PAGE = 1_000
 """Events read at once when a start looks back for what was heard."""
 
@@ -114,12 +118,21 @@ class _Call:
     """What was sent, and not yet refused or heard of."""
     seen: Usage | None = None
     is_taped: bool = False
-    is_adopted: bool = False
-    """Its answer is one that an earlier call asked for, which is the one to be charged."""
+    adopted: str = ""
+    """The earlier call that asked for its answer, and is the one to be charged."""
 
     @property
     def reservation_id(self) -> str:
         return self.rows[0].reservation_id
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Left:
+    """A reservation of a killed daemon whose answer is on tape, or on its way there."""
+
+    rows: tuple[SpendRow, ...]
+    heard: _Heard
+    is_settled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Hold:
@@ -133,7 +146,7 @@ class Hold:
         """The call ended and this is its bill."""
         call, self._call = self._call, None
         if call is not None:
-            await self._budgets.close(call, None if call.is_adopted else usage)
+            await self._budgets.close(call, None if call.adopted else usage)
 
     async def release(self) -> None:
         """The call ended without a bill: due is what the rule of the module says."""
@@ -162,7 +175,7 @@ class Budgets:
         self._ledger = ledger
         self._clock = clock
         self._tapes = tapes or NoTapes()
-        self._on_tape: dict[str, tuple[tuple[SpendRow, ...], _Heard]] = {}
+        self._on_tape: dict[str, _Left] = {}
         self._open: dict[str, _Call] = {}
         self._totals: dict[tuple[Currency, Scope, str, str], Total] = {}
         self._warned: set[Limit] = set()
@@ -206,12 +219,16 @@ class Budgets:
         await asyncio.shield(self._close(call.rows, amounts, assumed=assumed))
         if call.is_taped:
             self._tapes.forget(call.reservation_id)
+        left = self._on_tape.get(call.adopted)
+        if left is not None:  # when a turn has ended, what it cost is in the ledger
+            with suppress(TimeoutError):
+                await asyncio.wait_for(left.is_settled.wait(), SETTLE_S)
 
     async def settle_left(self) -> None:
         """Close what a killed process left on tape, each call as its answer ends."""
         async with asyncio.TaskGroup() as calls:
-            for name, (rows, heard) in list(self._on_tape.items()):
-                calls.create_task(self._settle_left(name, rows, heard))
+            for name, left in list(self._on_tape.items()):
+                calls.create_task(self._settle_left(name, left))
 
     # --- engines.provider.meter ----------------------------------------------------------------
 
@@ -224,10 +241,10 @@ class Budgets:
         await self._heard(turn_id, "budget.sent", guess=guess)
         return call.reservation_id if call is not None and call.is_taped else ""
 
-    async def adopted(self, turn_id: str) -> None:
+    async def adopted(self, turn_id: str, tape: str) -> None:
         """It was not sent: its answer is on the tape of an earlier call, which pays for it."""
         if (call := self._open.get(turn_id)) is not None:
-            call.is_adopted = True
+            call.adopted = tape
         await self._heard(turn_id, "budget.refused")
 
     async def refused(self, turn_id: str) -> None:
@@ -244,11 +261,9 @@ class Budgets:
         call = self._open.get(turn_id)
         if call is None:
             return
-        if call.is_adopted:
-            guess = seen = None
-        call.guess, call.seen = guess, seen
-        if call.is_adopted and kind == "budget.seen":
+        if call.adopted and kind == "budget.seen":
             return
+        call.guess, call.seen = guess, seen
         amounts = _amounts(seen or guess or Usage())
         body: dict[str, Json] = {
             "reservation": call.reservation_id,
@@ -391,7 +406,7 @@ class Budgets:
         for reservation_id, rows in calls.items():
             last = heard.get(reservation_id, _Heard())
             if self._tapes.was_left(reservation_id):
-                self._on_tape[reservation_id] = tuple(rows), last
+                self._on_tape[reservation_id] = _Left(tuple(rows), last)
                 continue
             due = last.due
             log.info("a call of turn %s was under way at the last end (%s): %s",
@@ -399,15 +414,24 @@ class Budgets:
             is_guess = due is not None and last.kind == "budget.sent"
             await self._close(tuple(rows), due, assumed=is_guess)
 
-    async def _settle_left(self, name: str, rows: tuple[SpendRow, ...], heard: _Heard) -> None:
-        told = await self._tapes.due(name)
+    async def _settle_left(self, name: str, left: _Left) -> None:
+        """What cannot be settled now, on a full disk say, is settled after the next start."""
+        try:
+            await self._settle_from_tape(name, left)
+        except (ApplianceError, OSError) as error:
+            log.warning("the call of turn %s stays promised: %s", left.rows[0].turn, error)
+        left.is_settled.set()
+
+    async def _settle_from_tape(self, name: str, left: _Left) -> None:
+        told, heard = await self._tapes.due(name), left.heard
         if told is not None:
             due = None if told.usage is None else _amounts(told.usage)
         else:
             due = heard.amounts if heard.kind != "budget.refused" else None
-        log.info("a call of turn %s went on without us: %s", rows[0].turn, _amounts_json(due or {}))
         is_guess = told is None and heard.kind == "budget.sent"
-        await asyncio.shield(self._close(rows, due, assumed=is_guess))
+        turn = left.rows[0].turn
+        log.info("a call of turn %s went on without us: %s", turn, _amounts_json(due or {}))
+        await asyncio.shield(self._close(left.rows, due, assumed=is_guess))
         del self._on_tape[name]
 
     async def _last_heard(self, reservations: set[str], since_ms: int) -> dict[str, _Heard]:

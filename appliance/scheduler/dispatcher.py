@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -40,8 +40,8 @@ from appliance.scheduler.values import (
     InventoryChanged,
     LeaseReleased,
     ModelSpec,
-    ParkIdle,
     Preempt,
+    ReadAhead,
     Record,
     Refuse,
     StartInstance,
@@ -160,6 +160,7 @@ class _Running:
 class Scheduler:
     """Leases on engines. Use as `async with`; exit ends every instance.
 
+    `read_ahead` brings a model's files closer while it waits for room; it does not raise.
     `on_decision` is called with each `Record`, on the loop, and must not block.
     """
 
@@ -170,12 +171,15 @@ class Scheduler:
         clock: Clock,
         *,
         memory: MemoryWatch | None = None,
+        read_ahead: Callable[[str], Coroutine[None, None, None]] | None = None,
         on_decision: Callable[[Record], None] | None = None,
     ) -> None:
         self._core = core
         self._engines = engines
         self._clock = clock
         self._memory = memory
+        self._read_ahead = read_ahead
+        self._reading: dict[str, asyncio.Task[None]] = {}
         self._on_decision = on_decision
         self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[None] | None]] = asyncio.Queue()
         self._waiting: dict[str, asyncio.Future[Grant]] = {}
@@ -206,6 +210,8 @@ class Scheduler:
         for running in self._running.values():
             running.end()
         self._owner.cancel()
+        for reading in self._reading.values():
+            reading.cancel()
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(Overloaded("the daemon is stopping", retry_after_s=5.0))
@@ -314,8 +320,8 @@ class Scheduler:
                 self._refuse(effect)
             case StartInstance():
                 self._start(effect)
-            case ParkIdle():
-                pass
+            case ReadAhead():
+                self._begin_reading(effect.model)
             case StopInstance():
                 if effect.instance_id in self._running:
                     self._running[effect.instance_id].end()
@@ -356,6 +362,13 @@ class Scheduler:
             self._timer.cancel()
         delay_s = max(time_s - self._clock.monotonic(), 0.0)
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._tell, Tick())
+
+    def _begin_reading(self, model: str) -> None:
+        if self._read_ahead is not None and model not in self._reading:
+            assert self._group is not None
+            task = self._group.create_task(self._read_ahead(model), name=f"read {model}")
+            self._reading[model] = task
+            task.add_done_callback(lambda _: self._reading.pop(model))
 
     # ── instances ───────────────────────────────────────────────────────────────────────────────
 

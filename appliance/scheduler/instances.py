@@ -113,6 +113,8 @@ class ModelState:
     current: Instance | None = None
     """The instance that is starting or ready; leaving ones are in `Book.instances` alone."""
     claim: Claim | None = None
+    is_read_ahead: bool = False
+    """Its files are being read while it waits for room."""
     wanted: bool = False
     """To be loaded without being asked for: pinned, preloaded, or an agent was bound to it."""
     in_use: bool = False

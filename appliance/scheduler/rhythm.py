@@ -3,13 +3,14 @@
 Two estimators, both renewal processes over histograms of gaps in half octaves, both answering
 with a *rate*: expected uses of a model per second, now.
 
-`agent_rate` looks at the agent. Its requests come in turns: seconds between steps, minutes or
-hours between turns. Given how long it has been silent, the histogram says how soon it will speak,
-and a second one, of the gaps after which it stayed with its model, says for which model. This is
-sharp for the next minute and knows nothing beyond the next request.
+The first looks at the agent. Its requests come in turns: seconds between steps, minutes or hours
+between turns. Given how long it has been silent, the histogram says how soon it will speak, and a
+second one, of the gaps after which it stayed with its model, says for which model. If for another,
+the one asked about may be next after that, or still later: a gap like any of the agent's, and the
+same question again, which sums up to a closed form. This is sharp for the next minute.
 
-`return_rate` looks at the pair of agent and model: after what time does this agent come back to
-this model? That is duller at once and right about the long run: the agent that is at lunch.
+The second looks at the pair of agent and model: after what time does this agent come back to this
+model? That is duller at once and right about the long run: the agent that is at lunch.
 
 A young histogram borrows from an older one: a pair's from its agent's, an agent's from everybody's,
 each with the weight of a couple of observations. Querying must be cheap, as a decision asks for
@@ -104,13 +105,13 @@ class Gaps:
     """
 
     __slots__ = (
-        "_grain_s",
         "_lent",
         "_rate_after",
         "_weights",
         "_weights_after",
         "bins",
         "count",
+        "grain_s",
         "top",
     )
 
@@ -119,7 +120,7 @@ class Gaps:
         self.count = 0.0
         self.top = 0
         """The bins from here on are empty."""
-        self._grain_s = 0.0
+        self.grain_s = 0.0
         self._lent: Lent | None = None
         self._weights: list[float] = []
         self._weights_after = self._rate_after = self._weights
@@ -152,7 +153,7 @@ class Gaps:
         after.reverse()
         rates.reverse()
         self._weights, self._weights_after, self._rate_after = weights, after, rates
-        self._grain_s, self._lent = grain.seconds, None
+        self.grain_s, self._lent = grain.seconds, None
 
     def rate(self, silent_s: float) -> float:
         """Expected events per second after this silence: the mean of one over the time left.
@@ -165,7 +166,7 @@ class Gaps:
         if b >= len(weights):
             return 0.0
         left_s = max(_STARTS[b] + _WIDTHS[b] - silent_s, 0.05 * _WIDTHS[b])
-        fraction, grain_s = left_s / _WIDTHS[b], self._grain_s
+        fraction, grain_s = left_s / _WIDTHS[b], self.grain_s
         far = min(b + 1 + _EXACT, len(weights))
         every = weights[b] * fraction / (left_s / 2 + grain_s) + self._rate_after[far]
         for near in range(b + 1, far):
@@ -183,7 +184,7 @@ class Gaps:
         if b >= len(weights):
             return 0.0, 0.0
         left_s = max(_STARTS[b] + _WIDTHS[b] - silent_s, 0.05 * _WIDTHS[b])
-        fraction, grain_s = left_s / _WIDTHS[b], self._grain_s
+        fraction, grain_s = left_s / _WIDTHS[b], self.grain_s
         soon = fraction / (left_s / 2 + grain_s)
         far = min(b + 1 + _EXACT, len(weights))
         every = weights[b] * soon + self._rate_after[far]
@@ -203,6 +204,8 @@ class _Agent:
         "gaps",
         "last_model",
         "last_s",
+        "later_known",
+        "later_rates",
         "moves",
         "moves_total",
         "rates_from_s",
@@ -223,8 +226,9 @@ class _Agent:
         self.unit = 1.0
         self.uses: dict[str, float] = {}
         self.uses_total = 0.0
-        self.rates_then = (0.0, 0.0)
+        self.rates_then = self.later_rates = (0.0, 0.0)
         self.rates_from_s, self.rates_until_s = 0.0, -1.0
+        self.later_known = False
 
     def rates(self, now_s: float) -> tuple[float, float]:
         """Its requests per second, and of these the ones for the model it used last."""
@@ -233,6 +237,13 @@ class _Agent:
             self.rates_then = self.gaps.joint_rates(self.stays, silent_s)
             self.rates_from_s, self.rates_until_s = now_s, now_s + SAME_SILENCE * silent_s
         return self.rates_then
+
+    def rates_after_next(self) -> tuple[float, float]:
+        """The same right after its next request."""
+        if not self.later_known:
+            self.later_rates = self.gaps.joint_rates(self.stays, 0.0)
+            self.later_known = True
+        return self.later_rates
 
 
 class _Pair:
@@ -277,7 +288,7 @@ class Rhythms:
         known.uses[model] = known.uses.get(model, 0.0) + 1.0
         known.uses_total += 1.0
         known.last_model, known.last_s = model, now_s
-        known.rates_until_s = -1.0
+        known.rates_until_s, known.later_known = -1.0, False
         everybody, unit = self._everybody, known.unit
         stay_share = everybody.stays.count / max(everybody.gaps.count, 1.0)
         lent = _BORROWED * unit
@@ -287,17 +298,12 @@ class Rhythms:
         self._observe_return(agent, known, model, now_s)
 
     def rates(self, model: str, now_s: float) -> tuple[float, float]:
-        """Uses of the model per second by the agents' next requests, and by the return of agents
+        """Uses of the model per second by what its agents will ask for, and by the return of agents
         that used it before."""
         by_agents = by_returns = 0.0
         users = reversed(self._pairs.get(model, {}).values())
         for asked, pair in enumerate(islice(users, _AGENTS_ASKED)):
-            agent = pair.agent
-            every, stay = agent.rates(now_s)
-            if agent.last_model == model:
-                by_agents += stay
-            elif every > stay:
-                by_agents += (every - stay) * _share_of_moves(agent, model)
+            by_agents += _rate_of_uses(pair.agent, model, now_s)
             if asked < _RETURNS_ASKED:
                 by_returns += pair.rate(now_s)
         return by_agents, by_returns
@@ -339,6 +345,25 @@ class Rhythms:
         lender = agent.returns if agent.returns.count >= _BORROWED else self._everybody.returns
         top = max(lender.top, pair.gaps.top)
         pair.gaps.lend(Lent(lender, 1.0, self._grain, top))
+
+
+def _rate_of_uses(agent: _Agent, model: str, now_s: float) -> float:
+    """Uses of the model per second by this agent: by its next request or by a later one.
+
+    An event at a rate r is worth g·r, where times are told apart by a grain g: one if it is due
+    now, less the later it is; and the second of two in a row is worth the product. So let n be the
+    worth of a next request for the model, o that of one for another, and a and b the same right
+    after any such. The use is worth n + o·(a + b·(a + b·…)) = n + o·a / (1 - b), which is turned
+    back into a rate. All are below one, as every histogram has "never" in it.
+    """
+    every, stay = agent.rates(now_s)
+    rate = stay if agent.last_model == model else (every - stay) * _share_of_moves(agent, model)
+    later, later_stay = agent.rates_after_next()
+    grain_s = agent.gaps.grain_s
+    habit = agent.uses.get(model, 0.0) / (agent.uses_total + 1.0)
+    comes = grain_s * (later - later_stay) * habit
+    rate += (every - rate) * comes / (1.0 - grain_s * later + comes)
+    return rate / (1.0 - grain_s * rate)
 
 
 def _share_of_moves(agent: _Agent, model: str) -> float:

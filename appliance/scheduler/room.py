@@ -34,6 +34,8 @@ def make_room(book: Book, now_s: float) -> bool:
     changed = _complete_claims(book, now_s)
     for state in _most_urgent(book, now_s):
         changed |= _load_for_waiters(book, state, now_s)
+        if state.current is None:
+            book.read_ahead(state, now_s)
     for state in book.wanted:
         if book.may_load(state, now_s):
             changed |= _load_wanted(book, state, now_s)

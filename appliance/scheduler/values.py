@@ -210,14 +210,17 @@ class StartInstance:
 
 
 @dataclass(frozen=True, slots=True)
-class ParkIdle:
-    """Save the idle sequences' KV of an instance that is about to be stopped."""
+class ReadAhead:
+    """The model is to be loaded as soon as there is room: its files may be read meanwhile."""
 
-    instance_id: str
+    model: str
 
 
 @dataclass(frozen=True, slots=True)
 class StopInstance:
+    """End it in good order: an engine that keeps conversations saves them before it goes, within
+    its own bound of time."""
+
     instance_id: str
     reason: str
 
@@ -267,7 +270,7 @@ class WakeAt:
 
 
 Effect: TypeAlias = (
-    StartInstance | ParkIdle | StopInstance | Grant | Refuse | Preempt | Record | WakeAt
+    StartInstance | ReadAhead | StopInstance | Grant | Refuse | Preempt | Record | WakeAt
 )
 
 

@@ -96,7 +96,11 @@ class Starter:
 
     async def __aexit__(self, *exc: object) -> None:
         self._socket.close()
-        await self._process.wait()
+        try:
+            await asyncio.wait_for(self._process.wait(), STARTER_TIMEOUT_S)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
 
     async def start(self, name: str) -> int | None:
         """A pidfd of the runner of this job, to be closed; None if it has to be started by path."""

@@ -255,20 +255,27 @@ def _free_bytes(path: str) -> int:
 
 
 def _folder_bytes(path: str) -> int:
-    """What a folder takes on the disk. One so deep that no path reaches its end hides what is in
-    it, and counts as more than any bound."""
+    """What a folder takes on the disk. One that is closed to us, or so deep that no path reaches
+    its end, hides what is in it, and counts as more than any bound."""
     total = 0
     pending = [path]
     while pending:
         try:
             with os.scandir(pending.pop()) as entries:
-                for entry in entries:
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
+                listed = list(entries)
         except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
+            if error.errno in (errno.ENAMETOOLONG, errno.EACCES):
                 return sys.maxsize
+            continue  # gone since it was listed
+        for entry in listed:
+            try:
+                total += entry.stat(follow_symlinks=False).st_blocks * 512
+            except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    return sys.maxsize
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(entry.path)
     return total
 
 

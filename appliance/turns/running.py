@@ -123,6 +123,12 @@ class Running:
         task.cancel()
         return True
 
+    async def over(self, turn_id: str, within_s: float) -> None:
+        """Returns when this turn has ended, or after that time."""
+        task = self._tasks.get(turn_id)
+        if task is not None:
+            await asyncio.wait({task}, timeout=within_s)
+
     def children(self, turn_id: str) -> list[str]:
         """The unfinished turns that this one asked for."""
         live = [turn.turn_id for turn in self._live.values()

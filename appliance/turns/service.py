@@ -31,6 +31,10 @@ from appliance.wire.native import message_to_json, usage_to_json
 UNFINISHED_MAX = 10_000
 """Turns accepted and not finished; beyond, new ones are shed. Each costs a few KB of RAM."""
 
+CANCEL_S = 2.0
+"""Waited for the end of a cancelled turn to be journalled: an answer that a crash takes back would
+be none. A full disk is not waited for."""
+
 DECISIONS = ("allow_once", "allow_always", "reject_once", "reject_always")
 
 
@@ -267,7 +271,7 @@ class Turns:
 
     async def cancel(self, turn_id: str, by_uid: int, reason: str = "cancelled") -> bool:
         """Cancel a turn wherever it is, and those it asked of other agents. False if it had ended
-        already."""
+        already. Its end is on disk on return, unless the disk is full."""
         state = await self.turn(turn_id)
         usage = usage_to_json(state.usage)
         cancelled = ev.TurnCancelled(reason=reason, by_uid=by_uid, usage=usage)
@@ -275,6 +279,7 @@ class Turns:
             return False
         for child in self._running.children(turn_id):
             await self.cancel(child, by_uid, "the turn that asked for it was cancelled")
+        await self._running.over(turn_id, CANCEL_S)
         return True
 
     async def ask_person(

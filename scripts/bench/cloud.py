@@ -47,8 +47,10 @@ CAP_USD = 0.02
 """Of the run that tries to pass a cap."""
 
 
-async def faults(claude: Claude, folder: Path, turns: int, share: float) -> dict[str, float]:
-    await claude.plan(share=share, mix=MIX, seed=1)
+async def faults(
+    claude: Claude, folder: Path, turns: int, share: float, seed: int
+) -> dict[str, float]:
+    await claude.plan(share=share, mix=MIX, seed=seed)
     home = write_cloud_home(folder / "home", claude.url)
     async with running(home, ANTHROPIC_API_KEY=claude.key) as daemon:
         ended = await _all(daemon, [(f"Question {n}?", "mixed", None) for n in range(turns)])
@@ -114,7 +116,8 @@ async def kills(claude: Claude, folder: Path, rounds: int, seed: int) -> dict[st
         daemon = await start(home, ANTHROPIC_API_KEY=claude.key)
         try:
             for call in range(4):
-                await daemon.start_turn(f"Kill {number}.{call}", "cloud")
+                padding = "word " * chance.randrange(400)  # no two calls cost the same
+                await daemon.start_turn(f"Kill {number}.{call} {padding}", "cloud")
             await asyncio.sleep(chance.uniform(0.0, 0.3))
         finally:
             daemon.kill()
@@ -190,7 +193,7 @@ async def measure(arguments: argparse.Namespace, url: str, folder: Path) -> dict
     found: dict[str, Any] = {}
     wanted = arguments.only.split(",") if arguments.only else ["faults", "canaries", "kills", "cap"]
     for name, run in {
-        "faults": lambda c, f: faults(c, f, arguments.turns, arguments.share),
+        "faults": lambda c, f: faults(c, f, arguments.turns, arguments.share, arguments.seed),
         "canaries": lambda c, f: canaries(c, f, arguments.workflows),
         "kills": lambda c, f: kills(c, f, arguments.kills, arguments.seed),
         "cap": cap,
@@ -213,7 +216,7 @@ def main() -> None:
     parser.add_argument("--workflows", type=int, default=300)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--only", default="", help="of the runs: faults,canaries,kills,cap")
-    parser.add_argument("--seed", type=int, default=4, help="of the moments of the kills")
+    parser.add_argument("--seed", type=int, default=4, help="of faults and of the moments of kills")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, claude_process(Path(folder) / "claude") as url:

@@ -1,8 +1,9 @@
 """Kill the daemon again and again while its tools act, and count the effects from outside.
 
-Each turn runs built-in tools whose effects are lines in files that only they write. The daemon is
-killed at random moments and restarted; at the end every accepted turn must have ended well and
-every effect must be there exactly once.
+Each turn runs built-in tools whose effects are lines in files that only they write, asks two more
+agents (one asks the other), waits for a person once, and outgrows its model's window. Some are
+cancelled. The daemon is killed at random moments and restarted; at the end every accepted turn must
+have ended well, every acknowledged cancellation must have held, and no effect may be there twice.
 
     scripts/bench/kills.py --kills 200
     scripts/bench/kills.py --kills 50 --with-runner     also kills the tool runners
@@ -43,6 +44,7 @@ CONFIG = """
 engine = "scripted"
 script = "script.json"
 slots = 64
+context_window = 7000
 
 [network]
 allowed_hosts = ["127.0.0.1:PORT"]
@@ -56,20 +58,34 @@ policy = "local-only"
 tools = ["read_file", "write_file", "edit_file", "list_files", "search_files", "shell", "fetch",
          "ask_agent", "remember", "recall"]
 delegates_to = ["helper"]
-approvals = [{ tool = "*", decision = "allow" }]
+approvals = [
+    { tool = "shell", arguments = { command = "echo asked *" }, decision = "ask" },
+    { tool = "*", decision = "allow" },
+]
 
 [agents.helper]
+models = ["main"]
+policy = "local-only"
+tools = ["shell", "ask_agent"]
+delegates_to = ["expert"]
+approvals = [{ tool = "*", decision = "allow" }]
+
+[agents.expert]
 models = ["main"]
 policy = "local-only"
 tools = ["shell"]
 approvals = [{ tool = "*", decision = "allow" }]
 """
 
+CANCELLED_SHARE = 0.15
+
 TURNS_AT_ONCE = 2
 UP_S_MAX = 1.0
 """The daemon lives at most this long between two kills, counted from when it answers."""
 
 UNFINISHED = {"queued", "running", "waiting_approval"}
+PADDING = r"head -c 12000 /dev/zero | tr '\0' p; echo"
+"""Of a tool's output: two of them fill the window, and the history has to be compacted."""
 
 
 @dataclass
@@ -81,6 +97,12 @@ class Count:
     restarts_s: list[float] = field(default_factory=list)
     runner_kills: int = 0
     kills: int = 0
+    cancelling: set[int] = field(default_factory=set)
+    """Those whose cancellation was asked for: they may end so."""
+    cancelled: set[int] = field(default_factory=set)
+    """Those whose cancellation was acknowledged: they must."""
+    answered: int = 0
+    """Approvals given by the person, restarts between question and answer included."""
 
 
 def call(name: str, **arguments: Any) -> dict[str, Any]:
@@ -92,20 +114,29 @@ def script(address: str) -> list[dict[str, Any]]:
     notes = r"notes-\1.txt"
     return [
         {"match": r"task (\d{4}(\d))", "tool_calls": [
-            call("shell", command=r"echo shell \1 >> effects.log; sleep 0.0\2; echo did-one \1")]},
+            call("shell", command=r"echo shell \1 >> effects.log; sleep 0.0\2; "
+                 rf"{PADDING}; echo did-one \1")]},
         {"match": r"did-one (\d+)", "tool_calls": [
             call("write_file", path=notes, content="note \\1\ntail"),
             call("read_file", path="effects.log"),
             call("edit_file", path=notes, old="tail", new="edit \\1\ntail"),
             call("shell", command=r"echo second \1 >> effects.log; echo did-two \1")]},
         {"match": r"did-two (\d+)", "tool_calls": [
+            call("shell", command=rf"echo asked \1 >> effects.log; {PADDING}; "
+                 r"echo did-ask \1")]},
+        {"match": r"did-ask (\d+)", "tool_calls": [
             call("list_files"), call("search_files", pattern=r"edit \1"),
             call("fetch", url=rf"http://{address}/page/\1"),
             call("remember", text=r"fact \1"),
             call("ask_agent", agent="helper", prompt=r"help \1")]},
         {"match": r"help (\d+)", "tool_calls": [
             call("shell", command=r"echo child \1 >> effects.log; echo did-child \1")]},
-        {"match": r"did-child (\d+)", "reply": r"helped \1"},
+        {"match": r"did-child (\d+)", "tool_calls": [
+            call("ask_agent", agent="expert", prompt=r"counsel \1")]},
+        {"match": r"counsel (\d+)", "tool_calls": [
+            call("shell", command=r"echo grandchild \1 >> effects.log; echo did-grand \1")]},
+        {"match": r"did-grand (\d+)", "reply": r"advice \1"},
+        {"match": r"advice (\d+)", "reply": r"helped \1"},
         {"match": r"helped (\d+)", "tool_calls": [call("recall", query=r"\1")]},
         {"match": r"fact (\d+)", "reply": r"done \1", "tokens_per_s": 100},
     ]  # fmt: skip
@@ -167,9 +198,12 @@ async def kill_and_count(
         if not options.json:
             print(f"\r{count.kills} kills, {len(count.accepted)} turns", end="", file=sys.stderr)
     daemon = await restart(home, count)
+    person = asyncio.create_task(answering(daemon, count))
     try:
         return await settle(daemon, home, count)
     finally:
+        person.cancel()
+        await asyncio.gather(person, return_exceptions=True)
         await daemon.session.close()
         await daemon.stop()
 
@@ -189,35 +223,57 @@ async def until_killed(
     async def starting() -> None:
         for _ in range(TURNS_AT_ONCE):
             number, count.asked = count.asked, count.asked + 1
-            count.accepted[number] = await daemon.start_turn(f"task {number:05d}", "worker")
+            turn = await daemon.start_turn(f"task {number:05d}", "worker")
+            count.accepted[number] = turn
             await asyncio.sleep(chance.uniform(0, 0.3))
+            if chance.random() < CANCELLED_SHARE:
+                count.cancelling.add(number)
+                _, said = await daemon.post(f"/api/turns/{turn}/cancel")
+                if said.get("cancelled"):
+                    count.cancelled.add(number)
 
-    task = asyncio.create_task(starting())
+    tasks = [asyncio.create_task(starting()), asyncio.create_task(answering(daemon, count))]
     await asyncio.sleep(chance.uniform(0.05, UP_S_MAX))
     if options.with_runner:
-        count.runner_kills += kill_runners(daemon.home)
+        count.runner_kills += kill_runners(daemon)
     daemon.kill()
     await daemon.process.wait()
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
     await daemon.session.close()
     count.kills += 1
 
 
-def kill_runners(home: Path) -> int:
-    """SIGKILL the tool runners of this home, found by the calls folder in their command line."""
+async def answering(daemon: Daemon, count: Count) -> None:
+    """The person: allows whatever is asked, until the daemon is gone. What is in doubt waits."""
+    while True:
+        for question in (await daemon.get("/api/approvals"))["approvals"]:
+            if question["reason"] == "in_doubt":
+                continue
+            place = f"/api/approvals/{question['id']}"
+            status, _ = await daemon.post(place, {"decision": "allow_once"})
+            count.answered += status == 200
+        await asyncio.sleep(0.05)
+
+
+def kill_runners(daemon: Daemon) -> int:
+    """SIGKILL the tool runners of this daemon, found by the calls folder in their command line,
+    and the starter that forks them, which is its child and not counted."""
     killed = 0
+    calls = str(daemon.home / "state" / "calls").encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             command = (entry / "cmdline").read_bytes()
-        except OSError:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
             continue
-        if b"runner" in command and str(home / "state").encode() in command:
+        if b"/appliance/tools/" in command and calls in command:
             try:
                 os.kill(int(entry.name), signal.SIGKILL)
-                killed += 1
+                killed += b"starter" not in command or parent != daemon.process.pid
             except ProcessLookupError:
                 continue
     return killed
@@ -237,7 +293,10 @@ async def settle(daemon: Daemon, home: Path, count: Count) -> dict[str, Any]:
         state = (await daemon.get(f"/api/turns/{turn}")).get("status", "lost")
         states[number] = "in_doubt" if turn in parents else state
     in_doubt = sum(state == "in_doubt" for state in states.values())
-    lost = sum(state not in ("done", "in_doubt") for state in states.values())
+    may_end = {number: {"done", "in_doubt"} for number in states}
+    for number in count.cancelling:
+        may_end.get(number, set()).add("cancelled")
+    lost = sum(state not in may_end[number] for number, state in states.items())
     effects = Counter(
         line
         for log in (home / "state" / "workspaces").glob("*/effects.log")
@@ -247,7 +306,7 @@ async def settle(daemon: Daemon, home: Path, count: Count) -> dict[str, Any]:
         effects.update(line for line in note.read_text().splitlines() if line.startswith("edit"))
     effects.update(remembered(home))
     done = [number for number, state in states.items() if state == "done"]
-    kinds = ("shell", "second", "edit", "fact", "child")
+    kinds = ("shell", "second", "asked", "edit", "fact", "child", "grandchild")
     wanted = {f"{kind} {number:05d}" for number in done for kind in kinds}
     listed = {turn["id"] for turn in
               (await daemon.get("/api/turns", status="in_doubt", limit=1000))["turns"]}  # fmt: skip
@@ -259,6 +318,10 @@ async def settle(daemon: Daemon, home: Path, count: Count) -> dict[str, Any]:
         "accepted": len(count.accepted),
         "done": len(done),
         "lost": lost,
+        "cancelled": sum(state == "cancelled" for state in states.values()),
+        "cancellations_lost": sum(states[number] != "cancelled" for number in count.cancelled),
+        "answered": count.answered,
+        "compacted": journalled(home, "history.compacted"),
         "twice": sum(times - 1 for times in effects.values()),
         "in_doubt": in_doubt,
         "in_doubt_unlisted": sum(
@@ -275,9 +338,27 @@ async def settle(daemon: Daemon, home: Path, count: Count) -> dict[str, Any]:
 
 
 async def asking_parents(daemon: Daemon) -> set[str]:
-    """Turns that wait for the turn of another agent, which is in doubt and asks a person."""
-    asking = await daemon.get("/api/turns", status="in_doubt", limit=1000)
-    return {turn["parent_turn"] for turn in asking["turns"]} - {None}
+    """Turns that wait for the turn of another agent, which is in doubt and asks a person; and
+    those that wait for them."""
+    states = ",".join({*UNFINISHED, "in_doubt"})
+    turns = (await daemon.get("/api/turns", status=states, limit=1000))["turns"]
+    parent_of = {turn["id"]: turn["parent_turn"] for turn in turns}
+    found: set[str] = set()
+    pending = [turn["parent_turn"] for turn in turns if turn["status"] == "in_doubt"]
+    while pending:
+        parent = pending.pop()
+        if parent is not None and parent not in found:
+            found.add(parent)
+            pending.append(parent_of.get(parent))
+    return found
+
+
+def journalled(home: Path, kind: str) -> int:
+    """How many events of a kind there are."""
+    file = home / "state" / FILE_NAME
+    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as reader:
+        row = reader.execute("SELECT count(*) FROM event WHERE kind = ?", (kind,)).fetchone()
+    return int(row[0])
 
 
 def remembered(home: Path) -> list[str]:

@@ -10,7 +10,9 @@ back), an agent that prefers the cloud, and six ways in which something private 
 - an answer of a private agent that it asked (`ask_agent`);
 - a note that was remembered privately and is recalled in a public session;
 - a file written in a private turn and read in a later one;
-- a long private history that has to be cut or compacted.
+- a long private history that has to be cut or compacted;
+- a session that was made private, whose turns carry no label;
+- a private folder whose names are listed.
 
 Beside them, sessions with nothing private. A canary is the word CANARY and its number; what is
 searched in every byte that was sent is the word in each form, so that one hit of any canary counts.
@@ -48,7 +50,7 @@ AGENTS = """
 models = ["claude", "local"]
 policy = "cloud-first"
 label = "public"
-tools = ["ask_agent", "remember", "recall", "read_file", "write_file"]
+tools = ["ask_agent", "remember", "recall", "read_file", "write_file", "list_files"]
 delegates_to = ["vault"]
 approvals = [{ tool = "*", decision = "allow" }]
 
@@ -56,6 +58,9 @@ approvals = [{ tool = "*", decision = "allow" }]
 models = ["local"]
 policy = "local-only"
 label = "private"
+
+[tools]
+labels = [{ path = "vault", label = "private" }]
 """
 SCRIPT = [
     {"match": r"^tell key (\w+)$", "reply": rf"The word is {CANARY}-\1."},
@@ -78,6 +83,10 @@ SCRIPT = [
     {
         "match": r'ORDER read_file \{"path": "(.*?)"\}',
         "tool_calls": [{"name": "read_file", "arguments": {"path": r"\1"}}],
+    },
+    {
+        "match": r'ORDER list_files \{"path": "(.*?)"\}',
+        "tool_calls": [{"name": "list_files", "arguments": {"path": r"\1"}}],
     },
     {"reply": "A local answer. [the end]"},
 ]
@@ -175,10 +184,28 @@ async def long_history(daemon: Daemon, words: Words) -> None:
         await session.say(text, **({"label": "private"} if number == 0 else {}))
 
 
+async def private_session(daemon: Daemon, words: Words) -> None:
+    _, made = await daemon.post("/api/sessions", {"agent": "open", "label": "private"})
+    session = Session(daemon, "open", made["id"])
+    for _ in range(words.chance.randint(1, 3)):
+        await session.say(f"Keep {words.canary()[1]}.")
+
+
+async def names(daemon: Daemon, words: Words) -> None:
+    """The file is put there by somebody else, so that its name alone can tell."""
+    _, made = await daemon.post("/api/sessions", {"agent": "open"})
+    folder = daemon.home / "state" / "workspaces" / made["id"] / "vault"
+    folder.mkdir(parents=True)
+    (folder / f"{words.canary()[1]}.txt").touch()
+    session = Session(daemon, "open", made["id"])
+    await session.say(f"For {words.word()}: " + order("list_files", path="."))
+    await session.say("Which of them is the newest?")
+
+
 Workflow = Callable[[Daemon, Words], Awaitable[None]]
 WORKFLOWS: list[tuple[Workflow, float]] = [
-    (all_public, 0.42), (private_agent, 0.12), (private_turn, 0.14), (hand_off, 0.12),
-    (memory, 0.1), (files, 0.08), (long_history, 0.02),
+    (all_public, 0.4), (private_agent, 0.1), (private_turn, 0.12), (hand_off, 0.12),
+    (memory, 0.1), (files, 0.06), (private_session, 0.05), (names, 0.03), (long_history, 0.02),
 ]  # fmt: skip
 
 

@@ -132,7 +132,7 @@ def _report(args: argparse.Namespace) -> int:
         for name, value in row.items()
     }
     flat |= _learning(sets)
-    flat |= online.learning(sets, passes=1 if args.quick else 3)
+    flat |= online.learning(sets, passes=1 if args.quick else 8)
     flat |= online.learning_after(sets, passes=1)
     flat |= _saving(sets, held)
     flat |= online.latency(1_000 if args.quick else 5_000)

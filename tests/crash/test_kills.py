@@ -29,14 +29,18 @@ async def test_no_turn_is_lost_and_no_effect_happens_twice_when_the_daemon_is_ki
     assert figures["kills"] == 5
     assert figures["accepted"] > 0
     assert (figures["lost"], figures["twice"], figures["in_doubt"]) == (0, 0, 0)
-    assert figures["missing"] == 0
+    assert (figures["missing"], figures["cancellations_lost"]) == (0, 0)
+    assert figures["answered"] > 0
+    assert figures["compacted"] > 0
     assert figures["chain_ok"]
 
 
 async def test_nothing_is_repeated_silently_when_runners_die_with_the_daemon() -> None:
     figures = await kills("--kills", "4", "--with-runner", "--seed", "2")
     assert (figures["lost"], figures["twice"]) == (0, 0)
-    assert figures["done"] + figures["in_doubt"] == figures["accepted"]
+    assert figures["done"] + figures["in_doubt"] + figures["cancelled"] == figures["accepted"]
+    assert (figures["in_doubt_unlisted"], figures["cancellations_lost"]) == (0, 0)
+    assert figures["runner_kills"] > 0
 
 
 @pytest.mark.slow

@@ -144,7 +144,7 @@ async def test_when_the_daemon_dies_the_answer_is_heard_to_its_end_and_adopted_o
         async with Courier(tmp_path) as courier, client(it.url, courier, lines) as again:
             assert await courier.is_ready()
             adopted = await opened(it, again, Errand(Label.PUBLIC, "a", "turn_1", "hold_2"))
-            assert adopted.extensions["is_adopted"]
+            assert adopted.extensions["adopted"] == "hold_1"
             it.go_on.set()
             assert await adopted.aread() == b"hello world"
             await adopted.aclose()

@@ -10,10 +10,12 @@ other program's never add up to more: whoever asks for what is not there is refu
 allocation of ours is an out-of-memory. How a worker allocates decides what the core can promise:
 
 - `Loading.UNCHECKED`: it allocates weights, cache and scratch one after the other as it loads.
-- `Loading.CHECKED`: it first looks whether the promised bytes are free, and declines if not.
+- `Loading.CHECKED`: as llama.cpp's worker does (`engines/llamacpp/shortage.py`): it looks whether
+  the promised bytes are free, waits for them a little, and declines if they do not come; it looks
+  again before the cache, and allocates the scratch right after that.
 - `Loading.CLAIMED`: it looks, and takes them all at once before it reads the first weight.
 
-With the first two another program may take the bytes between the look and the last allocation; no
+With the first two another program may take the bytes between a look and the next allocation; no
 scheduler can prevent that, since nobody asks it. With the third the core's arithmetic is all that
 is left: the margin on estimates, one load at a time, no byte counted free before it is.
 
@@ -32,6 +34,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from heapq import heappop, heappush
 from itertools import count
 
@@ -86,10 +89,13 @@ class Loading(StrEnum):
 
 _PARTS: dict[Loading, tuple[tuple[float, float], ...]] = {
     Loading.UNCHECKED: ((0.0, 0.8), (0.9, 0.15), (1.0, 0.05)),
-    Loading.CHECKED: ((0.0, 0.8), (0.9, 0.15), (1.0, 0.05)),
+    Loading.CHECKED: ((0.0, 0.8), (0.98, 0.15), (1.0, 0.05)),
     Loading.CLAIMED: ((0.0, 1.0),),
 }
-"""When in the course of a load which share of its bytes is allocated."""
+"""When in the course of a load which share of its bytes is allocated: weights, cache, scratch."""
+
+_PATIENCE_S, _LOOK_EVERY_S = 10.0, 0.25
+"""How long a worker waits for bytes that are being given back, and how often it looks."""
 
 
 @dataclass(slots=True)
@@ -328,27 +334,40 @@ class _Ordeal:
                          self._true_bytes[start.spec.name], start.fit.slots)  # fmt: skip
         self._workers[start.instance_id] = worker
         self._counts.loads += 1
-        self._in(self._rng.uniform(0.1, 1.0), lambda: self._look(worker))
+        look_s = self._rng.uniform(0.1, 1.0)
+        self._in(look_s, lambda: self._look(worker, self._now_s + _PATIENCE_S))
 
-    def _look(self, worker: _Worker) -> None:
+    def _look(self, worker: _Worker, until_s: float) -> None:
+        """Before the weights: waits until all that was promised is free."""
         if worker.is_dead:
             return
-        looks = self._loading is not Loading.UNCHECKED
-        if looks and self._free(worker.card) < worker.promised_bytes:
-            self._counts.declined += 1
-            self._kill(worker, "no room after all", crashed=False)
-            return
+        if self._loading is Loading.UNCHECKED or self._free(worker.card) >= worker.promised_bytes:
+            self._load(worker)
+        elif self._now_s < until_s:
+            self._in(_LOOK_EVERY_S, lambda: self._look(worker, until_s))
+        else:
+            self._decline(worker)
+
+    def _load(self, worker: _Worker) -> None:
         load_s = worker.real_bytes / _BYTES_PER_S
         taken = 0
-        for at, share in _PARTS[self._loading]:
+        for number, (at, share) in enumerate(_PARTS[self._loading]):
             last = at == _PARTS[self._loading][-1][0]
             size = worker.real_bytes - taken if last else int(worker.real_bytes * share)
             taken += size
-            self._in(at * load_s, lambda size=size: self._allocate(worker, size))  # type: ignore[misc]
+            looks = number == 1 and self._loading is Loading.CHECKED
+            self._in(at * load_s, partial(self._allocate, worker, size, looks=looks))
         self._in(load_s, lambda: self._ready(worker, load_s))
 
-    def _allocate(self, worker: _Worker, size: int) -> None:
+    def _decline(self, worker: _Worker) -> None:
+        self._counts.declined += 1
+        self._kill(worker, "no room after all", crashed=False)
+
+    def _allocate(self, worker: _Worker, size: int, *, looks: bool) -> None:
         if worker.is_dead:
+            return
+        if looks and self._free(worker.card) < worker.promised_bytes - worker.has_bytes:
+            self._decline(worker)
             return
         if size > self._free(worker.card):
             self._counts.oom += 1

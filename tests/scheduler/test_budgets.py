@@ -277,11 +277,33 @@ async def test_a_call_whose_answer_an_earlier_one_paid_for_costs_nothing(tmp_pat
     async with Till(tmp_path, config(), Shelf()) as till:
         hold = await till.reserve(1_000)
         await till.budgets.sent("t", usage(40))
-        await till.budgets.adopted("t")
+        await till.budgets.adopted("t", "hold_of_another_life")
         await till.budgets.seen("t", usage(300))
         await hold.settle(usage(500))
         assert await till.spent() == 0
         assert await till.ledger.open_reservations() == []
+
+
+async def test_a_turn_that_adopts_an_answer_ends_when_what_it_cost_is_in_the_ledger(
+    tmp_path: Path,
+) -> None:
+    shelf = Shelf()
+    async with Till(tmp_path, config(), shelf) as till:
+        await till.reserve(1_000)
+        name = await till.budgets.sent("t", usage(40))
+    shelf.left[name] = Due(usage(777))
+    async with Till(tmp_path, config(), shelf) as till:
+        settling = asyncio.ensure_future(till.budgets.settle_left())
+        hold = await till.reserve(1_000)
+        await till.budgets.sent("t", usage(40))
+        await till.budgets.adopted("t", name)
+        ending = asyncio.ensure_future(hold.settle(usage(777)))
+        await asyncio.wait([ending], timeout=0.05)
+        assert not ending.done()
+        shelf.has_ended.set()
+        await ending
+        assert await till.spent() == 777
+        await settling
 
 
 async def test_the_tape_of_a_settled_call_is_forgotten(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from appliance.scheduler.forecast import Forecast, Frequency
 from appliance.scheduler.races import Races
 from appliance.scheduler.replay import lfu_loads, lru_loads, optimum_loads, replay
+from appliance.scheduler.rhythm import Rhythms
 from tests.scheduler.families import FAMILIES, make
 
 
@@ -85,3 +86,38 @@ def test_agents_with_a_taste_of_their_own_cost_a_twentieth_fewer_loads_than_lru(
     trace = make("own taste", seed=6, rows=4000)
     models = [row.model for row in trace]
     assert replay(trace, 4).loads < 0.95 * lru_loads(models, 4)
+
+
+def test_the_model_after_the_next_one_is_expected_before_one_that_is_due_much_later() -> None:
+    """One agent goes through three models, another asks for its own every quarter of an hour."""
+    rhythms, now_s = Rhythms(), 0.0
+    rhythms.set_grain(20.0)
+    for number in range(901):
+        now_s += 10.0
+        rhythms.observe("in turn", "cda"[number % 3], now_s)
+        if number % 90 == 45:
+            rhythms.observe("seldom", "b", now_s)
+    assert number % 3 == 0
+    a, b = (rhythms.rates(model, now_s)[0] for model in "ab")
+    assert a > 2 * b
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("xyz"), st.sampled_from("abcd"), st.floats(0, 1e7)), min_size=1
+    ),
+    st.floats(0, 1e6),
+    st.floats(0, 1e8),
+)
+@settings(max_examples=100, deadline=None)
+def test_rates_of_use_are_finite_whatever_the_gaps_and_the_grain(
+    requests: list[tuple[str, str, float]], grain_s: float, silent_s: float
+) -> None:
+    rhythms, now_s = Rhythms(), 0.0
+    rhythms.set_grain(grain_s)
+    for agent, model, gap_s in requests:
+        now_s += gap_s
+        rhythms.observe(agent, model, now_s)
+        told = [rate for name in "abcd" for rate in rhythms.rates(name, now_s)]
+        told += rhythms.rates(model, now_s + silent_s)
+        assert all(0 <= rate < float("inf") for rate in told)

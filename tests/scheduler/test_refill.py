@@ -7,6 +7,7 @@ from appliance.scheduler.foreign import ForeignHold
 from appliance.scheduler.placing import BestFit
 from appliance.scheduler.policy import Policy
 from appliance.scheduler.values import (
+    AgentSpec,
     ConfigChanged,
     DeviceView,
     Effect,
@@ -153,3 +154,35 @@ def test_a_dead_process_of_ours_is_not_taken_for_another_programs_wave() -> None
     hold.observe("gpu0", 5, 3.0)
     assert hold.held("gpu0", 3.0) == 5
     assert hold.held("gpu0", 14.0) == 5
+
+
+def test_a_rebound_agents_old_model_drains_and_the_new_one_loads_before_it_asks() -> None:
+    models = ModelSpec("m", demand=60), ModelSpec("n", demand=70)
+    machine = Machine(*models)
+    machine.send(ConfigChanged(models, (AgentSpec("a", ("m",)),)))
+    machine.send(StepRequested("r", "a", ("m",)), 1.0)
+    machine.finish_loads()
+    machine.send(ConfigChanged(models, (AgentSpec("a", ("n",)),)), 1.0)
+    assert machine.loads == ["m"], "what works is not cut short"
+    (lease_id,) = machine.core._book.leases
+    machine.send(LeaseReleased(lease_id, 1, 1.0), 1.0)
+    assert machine.loads == ["m", "n"]
+
+
+def test_who_stays_away_is_trusted_sooner_and_who_comes_back_is_waited_for_longer() -> None:
+    hold = ForeignHold(calm_s=8.0)
+
+    def wave(at_s: float) -> None:
+        hold.observe("gpu0", 50, at_s)
+        hold.observe("gpu0", 0, at_s + 1.0)
+
+    wave(0.0)
+    assert hold.held("gpu0", 8.9) == 50
+    assert hold.held("gpu0", 9.0) == 0
+    wave(100.0)
+    assert hold.held("gpu0", 104.9) == 50
+    assert hold.held("gpu0", 105.0) == 0
+    wave(200.0)
+    wave(202.0)
+    assert hold.held("gpu0", 206.9) == 50, "two seconds would have done, had it not come back"
+    assert hold.held("gpu0", 207.0) == 0

@@ -25,6 +25,7 @@ from appliance.scheduler.values import (
     LeaseReleased,
     ModelSpec,
     Preempt,
+    ReadAhead,
     Record,
     Refuse,
     StartInstance,
@@ -251,3 +252,23 @@ def test_every_eviction_tells_the_numbers_that_decided_it() -> None:
     evictions = [e for e in result.effects if isinstance(e, Record) and e.kind == "evict"]
     assert evictions
     assert {"for_model", "next_use_s", "reload_s", "density"} <= evictions[0].numbers.keys()
+
+
+def test_what_waits_for_a_busy_models_place_is_read_meanwhile_and_told_once() -> None:
+    core = Core(BestFit())
+    core.handle(InventoryChanged((DeviceView("gpu0", 100),)), 0.0)
+    core.handle(ConfigChanged((ModelSpec("m", 2, demand=60), ModelSpec("n", demand=60))), 0.0)
+    start = next(
+        e
+        for e in core.handle(StepRequested("r1", "x", ("m",)), 0.0)
+        if isinstance(e, StartInstance)
+    )
+    core.handle(InstanceReady(start.instance_id, 1.0, 2), 1.0)
+    ahead = [e for e in core.handle(StepRequested("r2", "y", ("n",)), 2.0) if is_read_ahead(e)]
+    assert ahead == [ReadAhead("n")]
+    later = core.handle(StepRequested("r3", "x", ("m",)), 3.0) + core.handle(Tick(), 4.0)
+    assert not [e for e in later if is_read_ahead(e)]
+
+
+def is_read_ahead(effect: Effect) -> bool:
+    return isinstance(effect, ReadAhead)

@@ -195,3 +195,30 @@ async def test_shutdown_does_not_wait_for_a_slow_load(make_workshop: Make) -> No
         assert workshop.loads == ["a"]
     with pytest.raises(Overloaded):
         await asking
+
+
+async def test_files_are_read_ahead_while_the_model_before_still_works(
+    make_workshop: Make,
+) -> None:
+    workshop, reading, read = make_workshop(), asyncio.Event(), asyncio.Event()
+
+    async def read_ahead(model: str) -> None:
+        assert model == "b"
+        reading.set()
+        await read.wait()
+
+    async with Scheduler(
+        Core(BestFit()), workshop, SystemClock(), read_ahead=read_ahead
+    ) as running:
+        await running.inventory_changed([DeviceView("gpu0", 100)])
+        await running.reconfigure([spec("a"), spec("b")], [])
+
+        async def ask_b() -> None:
+            async with running.lease(LeaseRequest("second", "y", ("b",))):
+                pass
+
+        async with running.lease(LeaseRequest("first", "x", ("a",))):
+            waiter = asyncio.create_task(ask_b())
+            await reading.wait()
+            assert workshop.loads == ["a"], "it has not given its place"
+        await waiter  # whether the reading is over or not

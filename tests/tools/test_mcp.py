@@ -15,7 +15,10 @@ import pytest
 
 from appliance.clock import SystemClock
 from appliance.config.tools import McpConfig
-from appliance.tools.ports import Ports
+from appliance.store.database import Database
+from appliance.store.journal import Journal
+from appliance.store.places import PlaceLabels
+from appliance.tools.ports import Ports, server_place
 from appliance.tools.registry import Toolbox
 from appliance.tools.sandbox.report import SandboxReport
 from appliance.tools.types import Ask, InDoubt, Intent, NotStarted, ToolContext, ToolOutcome
@@ -292,6 +295,19 @@ async def test_a_server_samples_at_the_label_of_its_caller(
     async with open_box("sample", Ports(sampler=model)) as box:
         told = json.loads(said(await box.run(call(box, private, "look"), private)))
     assert told["content"]["text"] == "4"
+    assert model.asked == [("fake", "2+2?", Label.PRIVATE)]
+
+
+async def test_a_server_samples_at_the_label_of_what_was_left_with_it(
+    open_box: Open, ctx: ToolContext, tmp_path: Path
+) -> None:
+    model, clock = _Person(None), SystemClock()
+    async with Database(tmp_path / "places") as database:
+        places = PlaceLabels(Journal(database, clock))
+        await places.raise_to(server_place("fake"), Label.PRIVATE)
+        async with open_box("sample", Ports(sampler=model, places=places)) as box:
+            outcome = await box.run(call(box, ctx, "look"), ctx)
+    assert isinstance(outcome, ToolOutcome) and outcome.label is Label.PRIVATE
     assert model.asked == [("fake", "2+2?", Label.PRIVATE)]
 
 

@@ -176,4 +176,5 @@ class Courier:
                 raise
         if self._control is not None:
             self._control.close()
+        ours.setblocking(False)
         self._control = ours

@@ -98,7 +98,7 @@ class Carried:
         self._from_owner, self._to_owner = await asyncio.open_connection(sock=owner_socket)
         listening = asyncio.ensure_future(self._listen())
         try:
-            if await self._obey(listening):
+            if await self._obey():
                 return
             self._is_alone = True
             if self._tape is not None and not self._tape.is_whole():
@@ -110,7 +110,7 @@ class Carried:
             if self._tape is not None:
                 self._tape.close()
 
-    async def _obey(self, listening: "asyncio.Future[None]") -> bool:
+    async def _obey(self) -> bool:
         """Until told to close (True) or until the daemon has died (False)."""
         while True:
             try:
@@ -131,7 +131,6 @@ class Carried:
                     self._to_server.write(request)
                 case b"C":
                     return True
-            del payload
 
     async def _start_tls(self, server_name: str) -> None:
         context = ssl.create_default_context()

@@ -192,8 +192,8 @@ class ClaudeEngine:
         except ApplianceError:
             await self._meter.refused(request.turn_id)
             raise
-        if stream.response.extensions.get("is_adopted"):
-            await self._meter.adopted(request.turn_id)
+        if adopted := stream.response.extensions.get("adopted"):
+            await self._meter.adopted(request.turn_id, adopted)
         return stream, bool(tape)
 
     async def _answered(

@@ -125,6 +125,14 @@ def _parse_head(data: bytes, file_bytes: int, key: str) -> Head | None:
     return Head(adapter, tuple(tokens.tolist()), size)
 
 
+def sweep(folder: Path) -> None:
+    """Delete what writers left half-written that were killed meanwhile."""
+    for partial in folder.glob("*.part"):
+        writer = partial.name.split(".")[1]
+        if not Path("/proc", writer).exists():
+            partial.unlink(missing_ok=True)
+
+
 def prune(folder: Path, budget_bytes: int, keep: Path) -> None:
     """Delete the oldest files of all models until the folder is within its budget."""
     found: list[tuple[float, int, Path]] = []

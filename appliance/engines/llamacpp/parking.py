@@ -226,6 +226,7 @@ class ParkingLot:
     def _scan(self, folder: Path) -> None:
         """Index what earlier workers left here, oldest first, reading no state."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        parked_file.sweep(folder)
         for path in sorted(folder.glob("*.kv"), key=lambda p: p.stat().st_mtime):
             head = parked_file.read_head(path, self._model_key)
             if head is None:

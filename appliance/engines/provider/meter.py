@@ -15,8 +15,8 @@ class Meter(Protocol):
         name under which its answer is to be taped (`egress.errand`), empty for not."""
         ...
 
-    async def adopted(self, turn_id: str) -> None:
-        """It was not sent: its answer was paid for by an earlier call."""
+    async def adopted(self, turn_id: str, tape: str) -> None:
+        """It was not sent: its answer is the one on this tape, paid for by an earlier call."""
         ...
 
     async def refused(self, turn_id: str) -> None:

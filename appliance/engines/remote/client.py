@@ -67,7 +67,7 @@ class ChatClient:
         body: dict[str, Json],
         *,
         tape: str = "",
-        on_adopted: Callable[[], Awaitable[None]] | None = None,
+        on_adopted: Callable[[str], Awaitable[None]] | None = None,
     ) -> AsyncGenerator[Delta | Completion, None]:
         """Deltas, then one `Completion`. Closing it closes the connection, which cancels. `tape`
         names the answer's tape; `on_adopted` hears when an earlier one is read instead."""
@@ -75,8 +75,9 @@ class ChatClient:
         label = highest(request.label, *(message.label for message in request.messages))
         errand = Errand(label, request.agent, request.turn_id, tape)
         response = await self._sent("/chat/completions", body, errand, waiting, stream=True)
-        if on_adopted is not None and response.extensions.get("is_adopted"):
-            await on_adopted()
+        adopted = response.extensions.get("adopted")
+        if on_adopted is not None and adopted:
+            await on_adopted(adopted)
         try:
             reader = Reader(tool_names(request.tools), request.label, lambda: new_id("call"))
             async with aclosing(self._read(response, reader, waiting)) as deltas:

@@ -130,9 +130,12 @@ class McpServer:
             await asyncio.wait([self._task])
 
     @contextlib.asynccontextmanager
-    async def calling(self, ctx: ToolContext, patience: Patience) -> AsyncIterator[None]:
-        """While a call runs, the server may ask on its behalf; what it asked ends with the call."""
-        call = Ongoing(ctx, Asides(patience))
+    async def calling(
+        self, ctx: ToolContext, patience: Patience, label: Label
+    ) -> AsyncIterator[None]:
+        """While a call runs, the server may ask on its behalf; what it asked ends with the call.
+        `label` is that of all the server may say in it: what was told before is in its mind."""
+        call = Ongoing(replace(ctx, label=highest(ctx.label, label)), Asides(patience))
         self._told = highest(self._told, ctx.label)
         self._calls.append(call)
         try:

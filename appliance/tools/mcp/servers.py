@@ -225,7 +225,7 @@ class McpServers:
         patience = Patience(timeout_s)
         errand = Errand(ctx.label, ctx.agent, ctx.turn_id)
         try:
-            async with server.calling(ctx, patience):
+            async with server.calling(ctx, patience, label):
                 with on_errand(errand):
                     result = await connection.call(tool.their_name, intent.arguments, patience)
         except Failed as error:

@@ -39,7 +39,7 @@ class Lines:
         self.calls.append("sent")
         return ""
 
-    async def adopted(self, turn_id: str) -> None:
+    async def adopted(self, turn_id: str, tape: str) -> None:
         self.calls.append("adopted")
 
     async def refused(self, turn_id: str) -> None:

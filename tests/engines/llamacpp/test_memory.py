@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from appliance.engines.llamacpp import parked_file
 from appliance.engines.llamacpp.engine import LlamaCppEngine
 from appliance.engines.llamacpp.params import LlamaCppParams
 from appliance.engines.llamacpp.said import MAX_TOKENS_KEPT, Said
@@ -227,3 +231,14 @@ async def test_embeddings_are_unit_vectors_in_order(tiny: LlamaCppParams) -> Non
     for vector, single in zip(together, singly, strict=True):
         assert sum(x * x for x in vector) == pytest.approx(1, abs=1e-5)
         assert vector == pytest.approx(single, abs=1e-3)
+
+
+def test_what_a_killed_writer_left_half_written_is_swept_away(tmp_path: Path) -> None:
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    left = tmp_path / f"abc.{gone.stdout.strip()}.part"
+    ours = tmp_path / f"abc.{os.getpid()}.part"
+    for path in (left, ours):
+        path.write_bytes(b"half")
+    parked_file.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [ours]

@@ -21,7 +21,7 @@ class Book:
         self.words.append("sent")
         return ""
 
-    async def adopted(self, turn_id: str) -> None:
+    async def adopted(self, turn_id: str, tape: str) -> None:
         self.words.append("adopted")
 
     async def refused(self, turn_id: str) -> None:

@@ -248,8 +248,8 @@ class StandIn:
                 sent += 1
                 if self.pace_s:
                     await asyncio.sleep(self.pace_s)
+            charge.is_complete = True  # all is said; who has heard it need not wait for the end
             await response.write_eof()
-            charge.is_complete = True
         except (ConnectionError, asyncio.CancelledError):
             self.seen["client_gone"] += 1
         return response
