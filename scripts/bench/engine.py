@@ -106,7 +106,7 @@ async def _measure(options: argparse.Namespace) -> dict[str, float]:
 
 
 async def _throughput(params: LlamaCppParams, options: argparse.Namespace) -> dict[str, float]:
-    streams = (1, 4, 8, 16)
+    streams = options.streams
     size = {"slots": params.slots, "window": params.context_window, "threads": options.threads}
     async with AsyncExitStack() as stack:
         ours: Target
@@ -133,6 +133,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--llama-server", type=Path, help="the program to compare with")
     parser.add_argument("--direct", action="store_true", help="throughput without the daemon")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS))
+    parser.add_argument(
+        "--streams",
+        type=lambda text: tuple(map(int, text.split(","))),
+        default=(1, 4, 8, 16),
+        help="at once; in pieces where the machine is not ours for long",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=48, help="per answer")
     parser.add_argument("--window", type=int, default=1024, help="tokens per sequence")

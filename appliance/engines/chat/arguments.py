@@ -9,8 +9,8 @@ from typing import Protocol
 
 from appliance.engines.chat.jsonscan import ObjectScanner
 from appliance.engines.chat.rawbody import closing, raw_argument
+from appliance.engines.chat.rules import raw_keys
 from appliance.engines.chat.scan import held_back, loose
-from appliance.engines.chat.schema import is_string_schema
 from appliance.engines.chat.syntax import ArgumentStyle, CallSyntax
 from appliance.types import Json, ToolSpec
 
@@ -89,10 +89,10 @@ class _BodyReader:
 
 
 class _TagsReader:
-    """Strings stand raw between their tags; of any other type the value is JSON."""
+    """Plain strings stand raw between their tags; any other value is JSON (`rules.raw_keys`)."""
 
     def __init__(self, schema: Mapping[str, Json]) -> None:
-        self._schema = schema
+        self._raw_keys = raw_keys(schema)
         self._key: str | None = None
         self._is_string = False
         self._value: list[str] = []
@@ -123,7 +123,7 @@ class _TagsReader:
 
     def _open(self, key: str, out: list[str]) -> None:
         self._key = key
-        self._is_string = is_string_schema(self._schema, key)
+        self._is_string = key in self._raw_keys
         self._value = []
         out.append(("{" if self._count == 0 else ", ") + json.dumps(key, ensure_ascii=False) + ": ")
         self._count += 1

@@ -29,6 +29,8 @@ _ORDER = b'}]"0123456789' + bytes(range(ord("a"), ord("z") + 1))
 _LAST = b"[{\\-"
 _REPEAT_COST = 300
 _QUOTE = ord('"')
+_COMMA = ord(",")
+_IN_NUMBER = frozenset(b"0123456789.eE+-,")
 _FEW_LETTERS = 6
 
 
@@ -93,6 +95,9 @@ def _next_step(
     for closer in b"" if in_string else b"}]":
         if closer in allowed:
             return [bytes([closer])]
+    if _COMMA in allowed and allowed <= _IN_NUMBER:
+        # A number that may end here, before a key that must come: no digit more.
+        return [b","]
     byte = min(allowed, key=lambda found: uses[found] * _REPEAT_COST + _RANK[found])
     uses[byte] += byte != _QUOTE
     return [bytes([byte])]

@@ -27,6 +27,13 @@ _NOTES: Final = frozenset(("title", "description", "$comment", "examples", "defa
 _OBJECT: Final = frozenset(
     ("type", "properties", "required", "additionalProperties", "unevaluatedProperties")
 )
+_APART: Final = frozenset(
+    (
+        "$ref", "patternProperties", "minProperties", "maxProperties", "propertyNames", "enum",
+        "const", "not", "dependentRequired", "dependentSchemas", "dependencies",
+    )
+)  # fmt: skip
+"""Beside these an object is left as it was said."""
 _TYPES: Final = ("null", "boolean", "number", "string", "array", "object")
 _FORMATS: Final = {
     "idn-email": "email",
@@ -171,7 +178,7 @@ def _values(schema: Json) -> list[Json] | None:
 def _whole(found: _Object) -> _Object:
     """Branches beside an object's own keywords become whole objects."""
     composing = [key for key in ("anyOf", "oneOf", "allOf", "if") if key in found]
-    if len(composing) != 1 or "$ref" in found or "patternProperties" in found:
+    if len(composing) != 1 or not _APART.isdisjoint(found):
         return found
     base = {key: found[key] for key in _OBJECT if key in found}
     if found.get("type", "object") != "object" or not _is_plain(base):
@@ -216,6 +223,9 @@ def _merged(*parts: Mapping[str, Json]) -> _Object | None:
         required += [name for name in part.get("required", []) if name not in required]
     for part in parts:
         extra = part.get("additionalProperties", True)
+        if extra is True and part is not parts[0]:
+            # What another part declares is evaluated by none but the first, which holds them all.
+            extra = part.get("unevaluatedProperties", True)
         own = part.get("properties", {})
         for name in [*properties, *required]:
             if name in own:
@@ -228,7 +238,7 @@ def _merged(*parts: Mapping[str, Json]) -> _Object | None:
         return None
     allowed = {name: value for name, value in properties.items() if value is not False}
     whole: _Object = {"type": "object", "properties": allowed, "required": required}
-    if allowed or required:
+    if properties or required:
         whole["additionalProperties"] = False
     return whole
 
@@ -280,6 +290,8 @@ def _conditional(found: _Object, base: Mapping[str, Json]) -> Sequence[Mapping[s
     chosen, every = _picked(wanted), _picked(base.get("properties", {}).get(key))
     then, otherwise = found.get("then", {}), found.get("else", {})
     if chosen is None or every is None or not (_is_plain(then) and _is_plain(otherwise)):
+        return ()
+    if condition.keys() - _NOTES - {"type", "properties", "required"}:
         return ()
     if set(condition.get("required", [])) - {key}:
         return ()

@@ -110,17 +110,6 @@ def fitted(schema: Mapping[str, Json]) -> Fitted:
     return _fitted(json.dumps(schema, ensure_ascii=False))
 
 
-def is_string_schema(schema: Mapping[str, Json], key: str) -> bool:
-    """Whether the property can hold nothing but a string."""
-    found = (schema.get("properties") or {}).get(key)
-    if not isinstance(found, dict):
-        return False
-    if found.get("type") == "string":
-        return True
-    values = found.get("enum") or ([found["const"]] if "const" in found else [])
-    return bool(values) and all(isinstance(value, str) for value in values)
-
-
 @lru_cache(maxsize=SCHEMAS_KEPT)
 def _fitted(source: str) -> Fitted:
     try:

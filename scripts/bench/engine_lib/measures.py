@@ -70,6 +70,8 @@ async def throughput(
             }
             pairs.append((rates[id(ours)], rates[id(theirs)]))
         ratios = [a / b for a, b in pairs]
+        told = " ".join(f"{ratio:.3f}" for ratio in ratios)
+        print(f"{count} streams, ours by theirs: {told}", file=sys.stderr, flush=True)
         figures[f"throughput_ratio_{count}"] = statistics.median(ratios)
         figures[f"throughput_ratio_{count}_least"] = min(ratios)
         figures[f"throughput_ratio_{count}_most"] = max(ratios)

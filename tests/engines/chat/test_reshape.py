@@ -12,6 +12,8 @@ import pytest
 from appliance.engines.chat.constraint import ConstraintFactory
 from appliance.engines.chat.reshape import as_arguments, reshaped
 from appliance.engines.chat.schema import fitted
+from appliance.engines.chat.template import ChatTemplate
+from tests.engines.chat.templates import real_template
 from tests.engines.chat.test_toolcalls import MARKS, PATH, demanded_call
 from tests.engines.chat.vocab import RealVocab, real_vocab
 
@@ -92,10 +94,44 @@ def factory(vocab: RealVocab) -> ConstraintFactory:
 def test_random_tokens_make_a_valid_call(
     factory: ConstraintFactory, vocab: RealVocab, name: str
 ) -> None:
+    check(factory, vocab, SHAPES[name])
+
+
+@pytest.mark.parametrize("name", [name for name in SHAPES if name != "named by a pattern"])
+def test_arguments_in_tags_are_as_valid(
+    factory: ConstraintFactory, vocab: RealVocab, name: str
+) -> None:
+    check(factory, vocab, SHAPES[name], real_template("Qwen3-Coder"))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "string", "minLength": 200, "maxLength": 400},
+        {"type": "string", "minLength": 1},
+        {"type": "string", "format": "date"},
+        {"type": "string", "pattern": "^[a-z]+$", "maxLength": 9},
+        {"type": "string", "enum": ["a", 1, None]},
+        {"enum": [f"value {n}" for n in range(500)]},
+    ],
+)
+def test_a_text_of_which_more_is_asked_keeps_it_in_tags_too(
+    factory: ConstraintFactory, vocab: RealVocab, part: dict[str, Any]
+) -> None:
+    check(factory, vocab, closed(x=part), real_template("Qwen3-Coder"))
+
+
+def check(
+    factory: ConstraintFactory,
+    vocab: RealVocab,
+    schema: dict[str, Any],
+    template: ChatTemplate | None = None,
+) -> None:
     for seed in range(3):
         rng = random.Random(seed)
-        (arguments,) = demanded_call(factory, vocab, rng, SHAPES[name], 600, parallel=False)
-        jsonschema.Draft202012Validator(SHAPES[name]).validate(arguments)
+        (arguments,) = demanded_call(factory, vocab, rng, schema, 900, template, parallel=False)
+        form = jsonschema.Draft202012Validator.FORMAT_CHECKER
+        jsonschema.Draft202012Validator(schema, format_checker=form).validate(arguments)
 
 
 @pytest.mark.parametrize("name", [name for name in SHAPES if name != "named by a pattern"])
@@ -111,6 +147,22 @@ def test_a_branch_that_nothing_fits_is_left_out() -> None:
     }
     found = reshaped(shape)
     assert [part["properties"]["kind"] for part in found["anyOf"]] == [{"enum": ["x"]}]
+
+
+def test_a_branch_closed_for_itself_takes_no_key_from_outside() -> None:
+    shape = {**AB, "anyOf": [{**closed(c=TEXT), "unevaluatedProperties": False}]}
+    (part,) = reshaped(shape)["anyOf"]
+    assert list(part["properties"]) == ["c"]
+    assert part["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"minProperties": 2}, {"propertyNames": {"maxLength": 1}}, {"not": {"required": ["b"]}}],
+)
+def test_an_object_of_which_more_is_asked_is_left_as_it_was_said(more: dict[str, Any]) -> None:
+    shape = {**AB, **more, "anyOf": [{"required": ["a"]}]}
+    assert reshaped(shape) == shape
 
 
 def test_overlapping_branches_stay_to_be_checked() -> None:

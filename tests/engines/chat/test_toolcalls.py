@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher
 
+from appliance.engines.chat.closing import Hints, way_out
 from appliance.engines.chat.constraint import ConstraintFactory
 from appliance.engines.chat.patterns import example_of_pattern
 from appliance.engines.chat.schema import Fitted, fitted
@@ -110,7 +111,7 @@ def test_ten_thousand_calls_are_valid(factory: ConstraintFactory, vocab: RealVoc
 @pytest.mark.parametrize(
     "schema",
     [
-        {"type": "object", "properties": {"a": {"not": {"type": "null"}}}},
+        {"type": "object", "properties": {"a": {"not": {"pattern": "x"}}}},
         {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(?=x)x"}}},
         {"type": "object", "if": {"required": ["a"]}, "then": {"required": ["b"]}},
         {"type": "object", "properties": {"a": {"oneOf": [{"type": "integer"}, {"minimum": 3}]}}},
@@ -190,3 +191,13 @@ def test_an_example_matches_its_pattern(pattern: str) -> None:
     example = example_of_pattern(pattern)
     assert example is not None
     assert re.search(pattern, example)
+
+
+def test_the_way_out_of_a_number_adds_no_digit_where_a_key_must_follow() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
+    rule = fitted({**schema, "required": ["a", "b"]}).rule
+    matcher = LLMatcher(_BYTES.library, f"start: answer\nanswer: %json {rule}")
+    assert matcher.consume_tokens(list(b'{"a": 2'))
+    way = way_out(matcher, _BYTES, Hints())
+    assert way is not None
+    assert bytes(way) == b', "b": 0}'
