@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from itertools import accumulate, islice
 from math import floor, log2
 from operator import truediv
+from typing import TypeAlias
 
-_AGENTS_ASKED = 6
+_AGENTS_ASKED = 5
 _RETURNS_ASKED = 4
 """Agents considered per model, those first who used it last: bounds the cost of a forecast. An
 agent's own rates are worked out once for all models, a return for each."""
@@ -196,21 +197,29 @@ class Gaps:
         all_left = weights[b] * fraction + self._weights_after[b + 1]
         return every / all_left, min(inside, every) / all_left
 
+    def first_rates(self, part: Gaps) -> tuple[float, float]:
+        """`joint_rates` of a silence that begins now; known once others were asked for."""
+        every, inside = self._rate_after[0], part._rate_after[0]
+        return every / self._weights_after[0], min(inside, every) / self._weights_after[0]
+
+
+_Outlook: TypeAlias = tuple[float, float, float, float, float]
+"""An agent's requests per second; of these the ones for the model it used last; after any of them
+the worth of leaving for a model, per use of that; one less the worth of any request; the grain."""
+
 
 class _Agent:
     """What is known of one agent."""
 
     __slots__ = (
         "gaps",
+        "known",
+        "known_from_s",
+        "known_until_s",
         "last_model",
         "last_s",
-        "later_known",
-        "later_rates",
         "moves",
         "moves_total",
-        "rates_from_s",
-        "rates_then",
-        "rates_until_s",
         "returns",
         "stays",
         "unit",
@@ -226,24 +235,20 @@ class _Agent:
         self.unit = 1.0
         self.uses: dict[str, float] = {}
         self.uses_total = 0.0
-        self.rates_then = self.later_rates = (0.0, 0.0)
-        self.rates_from_s, self.rates_until_s = 0.0, -1.0
-        self.later_known = False
+        self.known: _Outlook = (0.0, 0.0, 0.0, 1.0, 0.0)
+        self.known_from_s, self.known_until_s = 0.0, -1.0
 
-    def rates(self, now_s: float) -> tuple[float, float]:
-        """Its requests per second, and of these the ones for the model it used last."""
-        if not self.rates_from_s <= now_s <= self.rates_until_s:
-            silent_s = now_s - self.last_s
-            self.rates_then = self.gaps.joint_rates(self.stays, silent_s)
-            self.rates_from_s, self.rates_until_s = now_s, now_s + SAME_SILENCE * silent_s
-        return self.rates_then
-
-    def rates_after_next(self) -> tuple[float, float]:
-        """The same right after its next request."""
-        if not self.later_known:
-            self.later_rates = self.gaps.joint_rates(self.stays, 0.0)
-            self.later_known = True
-        return self.later_rates
+    def outlook(self, now_s: float) -> _Outlook:
+        """What is to be expected of it."""
+        if not self.known_from_s <= now_s <= self.known_until_s:
+            gaps, silent_s = self.gaps, now_s - self.last_s
+            every, stay = gaps.joint_rates(self.stays, silent_s)
+            later, later_stay = gaps.first_rates(self.stays)
+            grain_s = gaps.grain_s
+            leaving = grain_s * (later - later_stay) / (self.uses_total + 1.0)
+            self.known = (every, stay, leaving, 1.0 - grain_s * later, grain_s)
+            self.known_from_s, self.known_until_s = now_s, now_s + SAME_SILENCE * silent_s
+        return self.known
 
 
 class _Pair:
@@ -288,7 +293,7 @@ class Rhythms:
         known.uses[model] = known.uses.get(model, 0.0) + 1.0
         known.uses_total += 1.0
         known.last_model, known.last_s = model, now_s
-        known.rates_until_s, known.later_known = -1.0, False
+        known.known_until_s = -1.0
         everybody, unit = self._everybody, known.unit
         stay_share = everybody.stays.count / max(everybody.gaps.count, 1.0)
         lent = _BORROWED * unit
@@ -356,13 +361,10 @@ def _rate_of_uses(agent: _Agent, model: str, now_s: float) -> float:
     after any such. The use is worth n + o·(a + b·(a + b·…)) = n + o·a / (1 - b), which is turned
     back into a rate. All are below one, as every histogram has "never" in it.
     """
-    every, stay = agent.rates(now_s)
+    every, stay, leaving, missed, grain_s = agent.outlook(now_s)
     rate = stay if agent.last_model == model else (every - stay) * _share_of_moves(agent, model)
-    later, later_stay = agent.rates_after_next()
-    grain_s = agent.gaps.grain_s
-    habit = agent.uses.get(model, 0.0) / (agent.uses_total + 1.0)
-    comes = grain_s * (later - later_stay) * habit
-    rate += (every - rate) * comes / (1.0 - grain_s * later + comes)
+    comes = leaving * agent.uses[model]
+    rate += (every - rate) * comes / (missed + comes)
     return rate / (1.0 - grain_s * rate)
 
 

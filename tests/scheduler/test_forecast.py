@@ -104,19 +104,21 @@ def test_the_model_after_the_next_one_is_expected_before_one_that_is_due_much_la
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from("xyz"), st.sampled_from("abcd"), st.floats(0, 1e7)), min_size=1
+        st.tuples(
+            st.sampled_from("xyz"), st.sampled_from("abcd"), st.floats(0, 1e7), st.floats(0, 1e6)
+        ),
+        min_size=1,
     ),
-    st.floats(0, 1e6),
     st.floats(0, 1e8),
 )
 @settings(max_examples=100, deadline=None)
-def test_rates_of_use_are_finite_whatever_the_gaps_and_the_grain(
-    requests: list[tuple[str, str, float]], grain_s: float, silent_s: float
+def test_rates_of_use_are_finite_whatever_the_gaps_and_the_grains(
+    requests: list[tuple[str, str, float, float]], silent_s: float
 ) -> None:
     rhythms, now_s = Rhythms(), 0.0
-    rhythms.set_grain(grain_s)
-    for agent, model, gap_s in requests:
+    for agent, model, gap_s, grain_s in requests:
         now_s += gap_s
+        rhythms.set_grain(grain_s)
         rhythms.observe(agent, model, now_s)
         told = [rate for name in "abcd" for rate in rhythms.rates(name, now_s)]
         told += rhythms.rates(model, now_s + silent_s)
