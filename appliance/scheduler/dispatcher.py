@@ -64,7 +64,8 @@ _PROGRESS_EVERY_S = 1.0
 
 
 class EngineFactory(Protocol):
-    """Builds engines, starts nothing. `placement` is what the placer put into `Fit.placement`."""
+    """Builds engines, starts nothing; in a thread, as files are read and libraries imported.
+    `placement` is what the placer put into `Fit.placement`."""
 
     def create(self, model: str, placement: object) -> Engine: ...
 
@@ -143,7 +144,7 @@ class _Running:
     cleans up after itself; an instance that has entered is asked by `stop`.
     """
 
-    engine: Engine
+    engine: Engine | None = None
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     entering: bool = False
     task: asyncio.Task[None] | None = None
@@ -152,7 +153,7 @@ class _Running:
     def end(self) -> None:
         """Asks the instance to go, wherever it is. Asking twice is asking once."""
         if self.entering and self.task is not None and not self.stop.is_set():
-            self.pid = self.engine.pid
+            self.pid = None if self.engine is None else self.engine.pid
             self.task.cancel()
         self.stop.set()
 
@@ -341,10 +342,12 @@ class Scheduler:
         if future is None or future.done():
             self._tell(LeaseReleased(grant.lease_id))
             return
+        engine = self._running[grant.instance_id].engine
+        assert engine is not None, "only a ready instance is granted"
         self._idle.clear()
         self._leases[grant.lease_id] = Lease(
             grant.lease_id,
-            self._running[grant.instance_id].engine,
+            engine,
             grant.model,
             grant.instance_id,
             queue_ms=round(grant.queue_s * 1000),
@@ -374,19 +377,13 @@ class Scheduler:
 
     def _start(self, start: StartInstance) -> None:
         assert self._group is not None
-        try:
-            running = _Running(self._engines.create(start.spec.name, start.fit.placement))
-        except Exception as error:  # the wall of an instance: a bad entry fails its own steps
-            self._tell(failure_of(start.instance_id, error))
-            self._tell(InstanceGone(start.instance_id))
-            return
-        self._running[start.instance_id] = running
+        running = self._running[start.instance_id] = _Running()
         running.task = self._group.create_task(self._run(start, running), name=start.instance_id)
 
     async def _run(self, start: StartInstance, running: _Running) -> None:
         """One instance from start to gone. The wall at which an engine's failure stops."""
         began_s = self._clock.monotonic()
-        engine, task = running.engine, running.task
+        task = running.task
         assert task is not None
         running.entering = True
         try:
@@ -394,13 +391,16 @@ class Scheduler:
                 raise EngineError("stopped before it was started")
             if self._memory is not None:
                 await self._memory.foresee(start.spec, start.fit)
+            engine = running.engine = await asyncio.to_thread(
+                self._engines.create, start.spec.name, start.fit.placement
+            )
             async with engine:
                 running.entering, running.pid = False, engine.pid
                 load_s = self._clock.monotonic() - began_s
                 slots = min(engine.facts.slots, start.spec.slots)
                 held = await self._measured(start, running.pid)
                 self._tell(InstanceReady(start.instance_id, load_s, max(slots, 1), held))
-                await self._until_stopped(start.instance_id, running)
+                await self._until_stopped(start.instance_id, running.stop, engine)
         except asyncio.CancelledError:
             if not running.stop.is_set() or task.uncancel() > 0:
                 raise  # not by `end`: the scheduler itself is being torn down
@@ -416,10 +416,12 @@ class Scheduler:
             return None
         return await self._memory.measured(start.spec, start.fit, pid)
 
-    async def _until_stopped(self, instance_id: str, running: _Running) -> None:
+    async def _until_stopped(
+        self, instance_id: str, stopping: asyncio.Event, engine: Engine
+    ) -> None:
         async with asyncio.TaskGroup() as group:
-            stop = group.create_task(running.stop.wait())
-            failed = group.create_task(running.engine.wait_failed())
+            stop = group.create_task(stopping.wait())
+            failed = group.create_task(engine.wait_failed())
             await asyncio.wait([stop, failed], return_when=asyncio.FIRST_COMPLETED)
             if failed.done() and not stop.done():
                 self._tell(InstanceFailed(instance_id, failed.result()))
