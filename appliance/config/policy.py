@@ -54,7 +54,11 @@ class RoutingConfig(Section):
         True, description="Repeat a step in the cloud when the local answer looks bad."
     )
     escalate_below: float = Field(
-        0.35, ge=0, le=1, description="Probability of a right answer below which it looks bad."
+        1.0,
+        ge=0,
+        le=1,
+        description="Local answers that are right with this probability are kept, whatever another "
+        "would be worth.",
     )
     retry: RetryConfig = subsection(RetryConfig)
     breaker: BreakerConfig = subsection(BreakerConfig)

@@ -158,7 +158,8 @@ class Tuning:
 
     `money_weight` is the multiplier on real prices (above 1 when a budget runs ahead of its
     period). `explore` is the share of free choices given to chance, so that outcomes of the road
-    not taken are seen; it never touches private steps or tool loops.
+    not taken are seen; it never touches private steps or tool loops. A local answer that is right
+    with `escalate_below` or more is kept, whatever another would be worth.
     """
 
     value_micro_usd: int = 100_000
@@ -167,6 +168,7 @@ class Tuning:
     money_weight: float = 1.0
     switch_margin: float = 0.10
     explore: float = 0.02
+    escalate_below: float = 1.0
 
 
 class Rejection(StrEnum):

@@ -82,7 +82,7 @@ def judge(
     found = _hard_evidence(answer)
     if found is not None:
         return Escalate(found, p_right)
-    if answer.tests_passed:
+    if answer.tests_passed or p_right >= tuning.escalate_below:
         return Keep(p_right)
     gain = (answer.cloud_right - p_right) * tuning.value_micro_usd
     a_second = tuning.second_micro_usd if is_interactive else tuning.background_second_micro_usd

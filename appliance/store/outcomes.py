@@ -11,6 +11,9 @@ from appliance.errors import Conflict
 from appliance.store.database import Database
 from appliance.types import Json
 
+VERSIONS_KEPT = 3
+"""A version is some megabytes, and all of them can be made again from the outcomes."""
+
 
 @dataclass(frozen=True, slots=True)
 class OutcomeRow:
@@ -33,7 +36,7 @@ class OutcomeRow:
 
 @dataclass(frozen=True, slots=True)
 class ParametersRow:
-    """A learned state under a name; versions count up and older ones stay."""
+    """A learned state under a name; versions count up, and the last `VERSIONS_KEPT` stay."""
 
     name: str
     version: int
@@ -49,6 +52,10 @@ class ParametersRow:
             )
         except sqlite3.IntegrityError as error:
             raise Conflict(f"{self.name} has a version {self.version} already") from error
+        connection.execute(
+            "DELETE FROM parameters WHERE name = ? AND version <= ?",
+            (self.name, self.version - VERSIONS_KEPT),
+        )
 
 
 class Outcomes:

@@ -132,6 +132,7 @@ def tuning_of(config: Config, agent: AgentConfig) -> Tuning:
         background_second_micro_usd=second // 40,
         switch_margin=routing.switch_usd * 1_000_000 / value,
         explore=routing.explore_share,
+        escalate_below=routing.escalate_below,
     )
 
 

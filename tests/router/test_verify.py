@@ -55,6 +55,14 @@ def test_an_answer_is_kept_when_another_costs_more_than_it_would_gain() -> None:
     assert isinstance(judge(Policy.BALANCED, dear, Tuning()), Keep)
 
 
+def test_an_answer_as_likely_as_the_owner_asks_is_kept_whatever_the_cloud_would_gain() -> None:
+    doubtful = replace(GOOD, p_right=0.4, cloud_cost_micro_usd=0, cloud_seconds=0.0)
+    assert isinstance(judge(Policy.BALANCED, doubtful, Tuning(escalate_below=0.5)), Escalate)
+    assert judge(Policy.BALANCED, doubtful, Tuning(escalate_below=0.4)) == Keep(0.4)
+    broken = replace(doubtful, calls_valid=False)
+    assert isinstance(judge(Policy.BALANCED, broken, Tuning(escalate_below=0.4)), Escalate)
+
+
 UNSURE = replace(GOOD, p_right=0.6)
 
 
