@@ -13,7 +13,7 @@ from appliance.engines.provider.bill import Due
 
 
 class Tapes:
-    """Satisfies `scheduler.budgets.Tapes`."""
+    """Satisfies `scheduler.left_calls.Tapes`."""
 
     def __init__(self, courier: Courier, config: Callable[[], Config]) -> None:
         self._courier = courier

@@ -14,7 +14,8 @@ from appliance.clock import VirtualClock
 from appliance.config.schema import Config
 from appliance.engines.provider.bill import Due
 from appliance.errors import BudgetExceeded
-from appliance.scheduler.budgets import Budgets, Tapes
+from appliance.scheduler.budgets import Budgets
+from appliance.scheduler.left_calls import Tapes
 from appliance.store.database import Database
 from appliance.store.journal import Journal
 from appliance.store.ledger import Currency, Ledger, Scope
