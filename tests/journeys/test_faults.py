@@ -201,6 +201,15 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def workers(pid: int) -> list[int]:
+    """Those of them that hold a model."""
+    return [
+        child
+        for child in children(pid)
+        if b"llamacpp.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
 @pytest.mark.model
 async def test_a_worker_killed_in_mid_generation_costs_one_retry_and_never_the_daemon(
     model_home: Path,
@@ -209,12 +218,12 @@ async def test_a_worker_killed_in_mid_generation_costs_one_retry_and_never_the_d
         pid = (await daemon.get("/api/status"))["pid"]
         turn = await daemon.start_turn("Tell me a long story about the sea.")
         await first_delta(daemon, turn)
-        (worker,) = children(daemon.process.pid)
+        (worker,) = workers(daemon.process.pid)
         os.kill(worker, signal.SIGKILL)
         kinds = [item["type"] async for item in daemon.follow(turn)]
         assert kinds.count("step.failed") == 1
         assert kinds[-1] == "turn.completed"
-        (after,) = children(daemon.process.pid)
+        (after,) = workers(daemon.process.pid)
         assert after != worker
         assert (await daemon.get("/api/status"))["pid"] == pid == daemon.process.pid
         records = (await daemon.get(f"/api/turns/{turn}/explain"))["records"]
@@ -230,7 +239,7 @@ async def test_a_worker_that_is_stopped_is_noticed_and_its_turn_is_made_again(
     async with running(model_home) as daemon:
         turn = await daemon.start_turn("Tell me a long story about the sea.")
         await first_delta(daemon, turn)
-        (worker,) = children(daemon.process.pid)
+        (worker,) = workers(daemon.process.pid)
         os.kill(worker, signal.SIGSTOP)
         async with asyncio.timeout(60):
             assert (await daemon.ended(turn))["type"] == "turn.completed"
@@ -249,12 +258,11 @@ async def test_the_daemon_never_holds_a_model_library_and_no_secret_leaves_it(
     async with running(model_home, ANTHROPIC_API_KEY=CANARY, APPLIANCE_CANARY=CANARY) as daemon:
         turn = await daemon.start_turn("Say hello.")
         await first_delta(daemon, turn)
-        workers = children(daemon.process.pid)
-        assert workers
-        for worker in workers:
-            environment = Path(f"/proc/{worker}/environ").read_bytes()
+        (worker,) = workers(daemon.process.pid)
+        for child in children(daemon.process.pid):
+            environment = Path(f"/proc/{child}/environ").read_bytes()
             assert CANARY.encode() not in environment
-        assert "libllama" in Path(f"/proc/{workers[0]}/maps").read_text()
+        assert "libllama" in Path(f"/proc/{worker}/maps").read_text()
         mapped = Path(f"/proc/{daemon.process.pid}/maps").read_text()
         for library in ("llama_cpp", "libllama", "libggml", "torch", "lancedb", "langgraph"):
             assert library not in mapped, f"the daemon has {library} mapped"
