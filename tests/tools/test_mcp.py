@@ -45,7 +45,7 @@ def open_box(tmp_path: Path, folder: Path, make_config: MakeConfig) -> Open:
     async def opened(
         behaviour: str,
         ports: Ports | None = None,
-        tools: dict[str, object] | None = None,
+        tools_section: dict[str, object] | None = None,
         **section: object,
     ) -> AsyncIterator[Toolbox]:
         server = McpConfig(
@@ -53,7 +53,7 @@ def open_box(tmp_path: Path, folder: Path, make_config: MakeConfig) -> Open:
             paths=(str(folder),),
             **{"timeout_s": 0.8, "start_timeout_s": 8.0, **section},
         )
-        config = make_config({"fake": server}, tools)
+        config = make_config({"fake": server}, tools_section)
         state = tmp_path / "state"
         async with Toolbox(lambda: config, state, SystemClock(), ports or Ports()) as box:
             await box.learn("worker")
@@ -182,7 +182,7 @@ async def test_tools_that_change_within_a_connection_are_off_at_once(
 async def test_nothing_of_a_server_outlives_the_daemons_wish_to_end_it(
     open_box: Open, ctx: ToolContext, folder: Path, sandbox: SandboxReport
 ) -> None:
-    async with open_box("stubborn", tools={"sandbox": sandbox.mode}) as box:
+    async with open_box("stubborn", tools_section={"sandbox": sandbox.mode}) as box:
         assert said(await box.run(call(box, ctx, "look"), ctx)) == "look 1"
         await until(folder / "alive")
         begun = time.monotonic()
