@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from appliance.router.features import Floats
+from appliance.router.said import NUMBER, plain
 
 ANSWER_NAMES = (
     "agree", "rival", "margin", "distinct", "missing", "first_agrees", "second_agrees",
@@ -39,7 +40,6 @@ FAMILIES = {
 USUAL_LOGPROB, USUAL_LEAST_LOGPROB = -0.4, -4.0
 """What stands for log-probabilities that are not known."""
 
-_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _IN_TEXT = re.compile(r"\d[\d,]*(?:\.\d+)?")
 _WORD = re.compile(r"\w+")
 _OPTION_LINE = re.compile(r"\n(?=[A-Z]\. )")
@@ -69,17 +69,6 @@ class LocalAnswer:
     is_call: bool = False
     mean_logprob: float | None = None
     min_logprob: float | None = None
-
-
-def plain(answer: str) -> str:
-    """The answer without what does not change it: case, spaces, currency, thousands' commas."""
-    short = answer.strip().lower()
-    for mark in ("$", ",", " ", "\\", "%"):
-        short = short.replace(mark, "")
-    short = short.rstrip(".")
-    if _NUMBER.fullmatch(short) and len(short) < 16:
-        return repr(round(float(short), 6))
-    return short
 
 
 def read_answer(local: LocalAnswer) -> Floats:
@@ -130,7 +119,7 @@ def _length(local: LocalAnswer, answer: str) -> list[float]:
 
 
 def _content(local: LocalAnswer, answer: str, options: Sequence[str]) -> list[float]:
-    is_number = _NUMBER.fullmatch(answer) is not None
+    is_number = NUMBER.fullmatch(answer) is not None
     value = float(answer) if is_number else 0.0
     in_prompt = is_number and answer in {plain(each) for each in _IN_TEXT.findall(local.prompt)}
     letter = ord(answer) - 96 if len(answer) == 1 and "a" <= answer <= "z" else 0
@@ -217,7 +206,7 @@ def _place(answer: str, options: Sequence[str]) -> int | None:
 
 
 def _value(text: str) -> float | None:
-    found = _NUMBER.search(text.replace(",", ""))
+    found = NUMBER.search(text.replace(",", ""))
     return float(found.group()[:20]) if found else None
 
 
@@ -225,7 +214,7 @@ def _meant(answer: str, place: int | None, values: Sequence[float | None]) -> fl
     """The number that an answer says, itself or by the option it names."""
     if place is not None:
         return values[place]
-    return float(answer) if _NUMBER.fullmatch(answer) else None
+    return float(answer) if NUMBER.fullmatch(answer) else None
 
 
 def _distance(one: float | None, other: float | None) -> float:

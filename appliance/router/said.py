@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 
-from appliance.router.answers import plain
 from appliance.types import Json
 
 MAX_LAST_WORD_CHARS = 40
@@ -19,6 +18,7 @@ _ANNOUNCED = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _BOXED = re.compile(r"\\boxed\{([^{}]{1,40})\}")
+NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _LETTER = re.compile(r"\(?([A-Z])[).:]?(?:\s.*)?")
 
 
@@ -35,6 +35,17 @@ def said(text: str, calls: Iterable[tuple[str, Mapping[str, Json]]] = ()) -> str
     if lines and len(lines[-1]) <= MAX_LAST_WORD_CHARS and (len(lines) > 1 or len(text) < 80):
         return _letter_or_all(lines[-1].strip("* "))
     return ""
+
+
+def plain(answer: str) -> str:
+    """The answer without what does not change it: case, spaces, currency, thousands' commas."""
+    short = answer.strip().lower()
+    for mark in ("$", ",", " ", "\\", "%"):
+        short = short.replace(mark, "")
+    short = short.rstrip(".")
+    if NUMBER.fullmatch(short) and len(short) < 16:
+        return repr(round(float(short), 6))
+    return short
 
 
 def is_same(one: str, other: str) -> bool | None:

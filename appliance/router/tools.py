@@ -8,10 +8,9 @@ nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
-
-import numpy as np
 
 from appliance.types import Json
 
@@ -44,7 +43,7 @@ def tool_shape(tools: Iterable[tuple[str, Schema]]) -> tuple[float, ...]:
     most = {name: max(each[name] for each in read) for name in ("parameters", "required")}
     return (
         min(20, n_tools) / 3,
-        float(np.log1p(total["chars"])),
+        math.log1p(total["chars"]),
         total["parameters"] / n_tools / 3,
         most["parameters"] / 3,
         total["required"] / n_tools / 3,

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from appliance.router.answers import LocalAnswer, plain, read_answer
+from appliance.router.answers import LocalAnswer, read_answer
 from appliance.router.features import TextFeatures, read
+from appliance.router.said import plain
 from appliance.router.tools import tool_shape
 
 csv.field_size_limit(1 << 30)
