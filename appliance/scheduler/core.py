@@ -130,15 +130,16 @@ class Core:
         if book.draining:
             self._refuse(step.request_id, RefusalCode.OVERLOADED, "stopping", now_s, 5.0)
             return
-        model = min(known, key=lambda m: (self._cannot(m, now_s) is not None, self._wait(m, now_s)))
-        obstacle = self._cannot(model, now_s)
+        obstacles = [self._cannot(model, now_s) for model in known]
+        waits_s = [self._wait(model, now_s) for model in known]
+        best = min(range(len(known)), key=lambda n: (obstacles[n] is not None, waits_s[n]))
+        model, obstacle, wait_s = known[best], obstacles[best], waits_s[best]
         book.models[model].in_use = True
         book.models[model].asked(now_s, book.policy.hold_s)
         self._observe(step.agent, book.models[model], now_s)
         if obstacle is not None:
             self._refuse(step.request_id, *obstacle, now_s, self._retry_s(model, now_s))
             return
-        wait_s = self._wait(model, now_s)
         if len(book.queue) >= book.policy.max_waiting:
             reason = f"{len(book.queue)} requests wait, the limit"
             self._refuse(step.request_id, RefusalCode.OVERLOADED, reason, now_s, wait_s, wait_s)

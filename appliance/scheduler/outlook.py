@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from appliance.scheduler.book import Book
 from appliance.scheduler.instances import Instance, ModelState
+from appliance.scheduler.rotation import Rotation, rotation
 from appliance.scheduler.values import Capacity, DeviceCapacity, ModelCapacity, ResidentState
 
 _GIB = 1 << 30
@@ -14,12 +15,14 @@ def service_s(book: Book, model: str) -> float:
     return book.models[model].service_s
 
 
-def predicted_wait_s(book: Book, model: str, now_s: float) -> float:
-    """Seconds until a request that joins the queue for this model now would get its slot."""
+def predicted_wait_s(book: Book, model: str, now_s: float, turns: Rotation | None = None) -> float:
+    """Seconds until a request that joins the queue for this model now would get its slot. `turns`
+    as they stand, if somebody has worked them out."""
     state = book.models[model]
     instance, ahead = state.current, book.queue.count(model)
     if instance is None:
-        slots, loading_s = max(state.spec.slots, 1), state.load_s + _room_s(book, state)
+        turns = rotation(book, now_s) if turns is None else turns
+        slots, loading_s = max(state.spec.slots, 1), state.load_s + _room_s(book, state, turns)
         loading_s += state.breaker.retry_in_s(now_s)
     elif instance.state is ResidentState.STARTING:
         slots = max(instance.fit.slots, 1)
@@ -44,7 +47,8 @@ def density(book: Book, instance: Instance, now_s: float) -> float:
 
 def capacity(book: Book, now_s: float) -> Capacity:
     """The frozen picture for the router and for status."""
-    models = {name: _model(book, state, now_s) for name, state in book.models.items()}
+    turns = rotation(book, now_s)
+    models = {name: _model(book, state, now_s, turns) for name, state in book.models.items()}
     devices = tuple(
         DeviceCapacity(
             name,
@@ -57,14 +61,19 @@ def capacity(book: Book, now_s: float) -> Capacity:
     return Capacity(now_s, models, devices, len(book.queue), len(book.leases))
 
 
-def _room_s(book: Book, state: ModelState) -> float:
-    """Seconds until room is made, roughly: a step of what works now, if nothing is free."""
-    if not state.spec.needs_memory or not any(i.leases for i in book.ready()):
+def _room_s(book: Book, state: ModelState, turns: Rotation) -> float:
+    """Seconds until there is room for a model that has none."""
+    if not state.spec.needs_memory:
         return 0.0
-    return max((book.models[i.model].service_s for i in book.ready() if i.leases), default=0.0)
+    if state.claim is not None:  # the last steps of those who make room
+        last = [i for i in book.leaving.values() if i.leases and i.model in book.models]
+        return max((book.models[i.model].service_s for i in last), default=0.0)
+    if any(free >= state.size_bytes for free in book.open_free().values()):
+        return 0.0
+    return turns.room_s(book.queue.lines.get(state.spec.name), state.load_s)
 
 
-def _model(book: Book, state: ModelState, now_s: float) -> ModelCapacity:
+def _model(book: Book, state: ModelState, now_s: float, turns: Rotation) -> ModelCapacity:
     name, instance = state.spec.name, state.current
     if instance is None:
         leaving = [i for i in book.instances.values() if i.model == name]
@@ -80,7 +89,7 @@ def _model(book: Book, state: ModelState, now_s: float) -> ModelCapacity:
         slots=instance.slots if instance else 0,
         slots_free=instance.slots_free if instance else 0,
         waiting=book.queue.count(name),
-        predicted_wait_s=predicted_wait_s(book, name, now_s),
+        predicted_wait_s=predicted_wait_s(book, name, now_s, turns),
         load_s=state.load_s,
         tokens_per_s=state.tokens_per_s,
         vram_bytes=sum(held.values()),

@@ -58,12 +58,14 @@ class Agent:
 @dataclass(frozen=True, slots=True)
 class Simulated:
     """Turns completed by agent, loads, the longest wait for a slot in seconds, and the most that
-    any step was overtaken."""
+    any step was overtaken. `waits_s`: of the steps that waited for more than a second what the core
+    had predicted, and how long it was."""
 
     turns: dict[str, int]
     loads: int
     longest_wait_s: float
     most_overtaken: int = 0
+    waits_s: tuple[tuple[float, float], ...] = ()
 
     @property
     def total_turns(self) -> int:
@@ -204,6 +206,8 @@ class _Simulation:
         self._now_s = 0.0
         self._steps = dict.fromkeys(self._agents, 0)
         self._loads, self._longest_s, self._most_overtaken = 0, 0.0, 0
+        self._predicted_s: dict[str, float] = {}
+        self._waits_s: list[tuple[float, float]] = []
         self._wake_s = 0.0
         self._at(0.0, InventoryChanged(tuple(devices)))
         self._at(0.0, ConfigChanged(tuple(models)))
@@ -222,13 +226,20 @@ class _Simulation:
                 event = LeaseReleased(event.lease_id.split("|")[1], 1, event.seconds)
             self._handle(event)
         turns = {name: done // self._agents[name].steps for name, done in self._steps.items()}
-        return Simulated(turns, self._loads, self._longest_s, self._most_overtaken)
+        waits = tuple(self._waits_s)
+        return Simulated(turns, self._loads, self._longest_s, self._most_overtaken, waits)
 
     def _handle(self, event: Event) -> None:
+        if isinstance(event, StepRequested):
+            now = self._core.capacity(self._now_s).models[event.models[0]]
+            self._predicted_s[event.request_id] = now.predicted_wait_s
         for effect in self._core.handle(event, self._now_s):
             match effect:
                 case Grant():
                     name = effect.request_id.split("|")[0]
+                    predicted_s = self._predicted_s.pop(effect.request_id)
+                    if effect.queue_s > 1.0:
+                        self._waits_s.append((predicted_s, effect.queue_s))
                     step_s = self._agents[name].step_s
                     self._longest_s = max(self._longest_s, effect.queue_s)
                     lease = f"{name}|{effect.lease_id}"

@@ -106,24 +106,34 @@ async def canaries(claude: Claude, folder: Path, workflows: int) -> dict[str, fl
     }
 
 
+async def _until_charged(claude: Claude, before: int) -> None:
+    """The first call of a daemon imports its client: only the bill says when it has left."""
+    async with asyncio.timeout(30):
+        while len((await claude.bill())["charges"]) <= before:
+            await asyncio.sleep(0.01)
+
+
 async def kills(claude: Claude, folder: Path, rounds: int, seed: int) -> dict[str, float]:
     """Kill -9 at a random moment of four calls in flight, again and again, over one ledger."""
     chance = random.Random(seed)
     home = write_cloud_home(folder / "home", claude.url)
     await claude.plan(share=0.0, pace_s=0.004)
-    in_flight = 0
+    in_flight = charged = 0
     for number in range(rounds):
         daemon = await start(home, ANTHROPIC_API_KEY=claude.key)
         try:
             for call in range(4):
                 padding = "word " * chance.randrange(400)  # no two calls cost the same
                 await daemon.start_turn(f"Kill {number}.{call} {padding}", "cloud")
+            if chance.random() < 0.8:  # else perhaps before anything has left
+                await _until_charged(claude, charged)
             await asyncio.sleep(chance.uniform(0.0, 0.3))
         finally:
             daemon.kill()
             await daemon.process.wait()
             await daemon.session.close()
         charges = (await claude.bill())["charges"]
+        charged = len(charges)
         in_flight += sum(not charge["is_complete"] for charge in charges[-8:])
     await claude.plan(pace_s=0.0)
     turns: list[dict[str, Any]] = []

@@ -50,3 +50,33 @@ def test_an_agent_of_twice_the_weight_gets_a_turn_twice_as_long(unit: float) -> 
     agents = [Agent("a", "x", weight=2 * unit), Agent("b", "y", weight=unit)]
     ours = simulate(agents, MODELS[:2], [DeviceView("gpu0", 100)], hours=8)
     assert 1.7 < ours.turns["a"] / ours.turns["b"] < 2.3
+
+
+@pytest.mark.parametrize(
+    ("agents_a_model", "models", "step_s", "pause_s", "load_s", "slots", "size"),
+    [
+        (1, 3, 5.0, 0.0, 20.0, 1, 80),
+        (2, 4, 4.0, 1.0, 10.0, 2, 80),
+        (2, 4, 4.0, 1.0, 10.0, 2, 40),
+        (3, 5, 2.0, 0.5, 15.0, 4, 30),
+    ],
+)
+def test_waits_for_a_place_are_as_long_as_was_predicted_in_the_mean(
+    agents_a_model: int,
+    models: int,
+    step_s: float,
+    pause_s: float,
+    load_s: float,
+    slots: int,
+    size: int,
+) -> None:
+    agents = [
+        Agent(f"a{model}.{n}", f"m{model}", 6, step_s, pause_s)
+        for model in range(models)
+        for n in range(agents_a_model)
+    ]
+    specs = [ModelSpec(f"m{n}", slots, demand=size, load_s=load_s) for n in range(models)]
+    waits = simulate(agents, specs, [DeviceView("gpu0", 100)], hours=4).waits_s
+    assert len(waits) > 100
+    predicted_s, waited_s = (sum(each) for each in zip(*waits, strict=True))
+    assert 0.6 < predicted_s / waited_s < 1.6
