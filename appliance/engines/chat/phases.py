@@ -93,11 +93,10 @@ class Turn:
         self._header_end = header_end(syntax, spec.tools) if syntax is not None else None
         tags = syntax is not None and syntax.style is ArgumentStyle.TAGS
         self._exits = _TAG_EXITS if tags else ()
-        self._outside = _TAG_OUTSIDE if tags else ()
         self._controls = _leading_out(writer, spec)
         self._ends = () if syntax is None else tuple(writer.controls(syntax.last))
-        between = None if syntax is None else syntax.between
-        self._another = (syntax.last + between[:1]).encode() if syntax and between else None
+        words, self._another = _parting(syntax)
+        self._outside = _TAG_OUTSIDE if tags else words
 
     def beginning(self) -> Phase:
         if self.spec.mode is CallMode.AUTO and self.spec.response_schema is None:
@@ -188,6 +187,17 @@ class Turn:
     def _syntax(self) -> CallSyntax:
         assert self.spec.syntax is not None
         return self.spec.syntax
+
+
+def _parting(syntax: CallSyntax | None) -> tuple[tuple[bytes, ...], bytes | None]:
+    """Where a turn's end and another call part: what says the end, and what begins the call."""
+    if syntax is None or syntax.between is None:
+        return (), None
+    last, between = syntax.last, syntax.between
+    pairs = enumerate(zip(last, between, strict=False))
+    shared = next((at for at, (one, other) in pairs if one != other), len(last))
+    rest = last[shared:].encode()
+    return ((rest,) if rest else ()), between[: shared + 1].encode()
 
 
 def _leading_out(writer: GrammarWriter, spec: ConstraintSpec) -> tuple[int, ...]:
