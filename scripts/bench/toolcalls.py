@@ -153,15 +153,20 @@ def random_calls(
             failures.append(f"seed {seed - 1}: no call in {max_tokens} tokens")
     for failure in failures[:20]:
         print(failure, file=sys.stderr)
-    mask_us.sort()
+    mask_us = sorted(mask_us) or [0.0]
     return {
         "tool_calls_valid": valid,
         "tool_calls_total": total,
         "tokens": tokens,
-        "us_per_random_token": round((time.perf_counter() - started) / tokens * 1e6),
+        "us_per_random_token": round((time.perf_counter() - started) / max(1, tokens) * 1e6),
         "mask_us_p50": round(statistics.median(mask_us), 1),
         "mask_us_p99": round(mask_us[int(len(mask_us) * 0.99)], 1),
     }
+
+
+def best(logits: Any, mask: Any) -> int:
+    allowed = np.unpackbits(mask.view(np.uint8), bitorder="little")[: len(logits)].view(bool)
+    return int(np.where(allowed, logits, -np.inf).argmax())
 
 
 def with_model(path: Path, calls: int, seed: int) -> dict[str, Any]:
@@ -200,10 +205,8 @@ def with_model(path: Path, calls: int, seed: int) -> dict[str, Any]:
             forced = constraint.forced_tokens()
             if forced:
                 token = forced[0]
-            elif not constraint.check(token):
-                bits = np.unpackbits(constraint.mask().view(np.uint8), bitorder="little")
-                allowed = bits[: len(logits)].view(bool)
-                token = int(np.where(allowed, logits, -np.inf).argmax())
+            else:
+                token = constraint.settle(token, lambda mask, at=logits: best(at, mask))
             constraint.accept(token)
             asked = time.perf_counter()
             said.append(token)

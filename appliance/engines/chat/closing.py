@@ -39,12 +39,13 @@ class Hints:
     """What is known of a grammar's ends: `exits` are tried wherever there is a choice (the end of a
     raw string), `outside` only outside strings (a closing tag rather than one more argument),
     `endings` inside strings (the rest of an example for each pattern), `controls` where only
-    control tokens may come."""
+    control tokens may come, `ends` those of them that end a call, wherever they may come."""
 
     exits: tuple[bytes, ...] = ()
     outside: tuple[bytes, ...] = ()
     endings: tuple[bytes, ...] = ()
     controls: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
 
 
 def way_out(
@@ -70,6 +71,14 @@ def way_out(
     return None
 
 
+def leads_out(matcher: LLMatcher, way: list[int]) -> bool:
+    """Whether a way found elsewhere ends here too."""
+    if matcher.validate_tokens(way) < len(way):
+        return False
+    walker = matcher.deep_copy()
+    return bool(walker.consume_tokens(way) and walker.is_accepting())
+
+
 def _next_step(
     walker: LLMatcher,
     vocabulary: Vocabulary,
@@ -84,10 +93,14 @@ def _next_step(
         mask[vocabulary.words : vocabulary.words + 8].view(np.uint8), bitorder="little"
     )
     allowed = frozenset(np.flatnonzero(bits[:_CONTROL_BYTE]).tolist())
+    for token in hints.ends if allowed else hints.controls:
+        if mask[token >> 5] >> (token & 31) & 1:
+            return [token]
     if not allowed:
-        return [token for token in hints.controls if mask[token >> 5] >> (token & 31) & 1][:1]
+        return []
     in_string = _is_string(allowed)
-    texts = (b'"', *hints.endings) if in_string else hints.outside
+    # A string of digits, as an address, does not look like one; a quote would be a string's first.
+    texts = (b'"', *hints.endings) if in_string else (*hints.outside, *hints.endings[1:])
     for text in (*hints.exits, *texts):
         if text[0] in allowed and walker.validate_tokens(vocabulary.virtual(text)) == len(text):
             uses[:] = [0] * 256

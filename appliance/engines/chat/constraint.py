@@ -10,15 +10,15 @@ hundred names.
 
 A call always closes. The constraint counts the tokens that are left and always knows one way to
 finish that fits into them (`closing.py`). A way grows at most by `growth` tokens with each token
-accepted, so most of the time there is nothing to compute. Near the end a token is allowed only if
-a way that fits remains after it; when there is none, the known way is forced, token by token. A
-model that would babble in a string until its window ends is cut off at the last moment that
-leaves a valid call.
+accepted, a bracket or a key's first letter, so most of the time there is nothing to compute. Near
+the end a token is allowed only if a way that fits remains after it, mostly the one known already;
+when there is none, the known way is forced, token by token. A model that would babble in a string
+until its window ends is cut off at the last moment that leaves a valid call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from appliance.engines.chat.grammar import GrammarWriter
 from appliance.engines.chat.phases import Phase, Turn
 from appliance.engines.chat.spec import ConstraintSpec
 from appliance.engines.chat.vocabulary import Vocabulary
-from appliance.errors import BadRequest
+from appliance.errors import BadRequest, EngineError
 
 MARGIN_TOKENS = 4
 """Tokens kept in hand: a rounded growth, an end token."""
@@ -63,9 +63,7 @@ class Constraint:
     """One answer's automaton. The worker's loop, for each token to be generated:
 
     forced = constraint.forced_tokens()      # append these unsampled, `accept` each
-    token = sample()
-    if not constraint.check(token):
-        token = sample(under=constraint.mask())
+    token = constraint.settle(sample(), redraw=sample_under_mask)
     constraint.accept(token)                 # then stop if constraint.is_complete
     """
 
@@ -85,6 +83,7 @@ class Constraint:
                 hint="raise max_tokens",
             )
         self._ahead: tuple[int, list[int]] | None = None
+        self._refused: set[int] = set()
         self._forced: list[int] | None = None
         self.is_complete = False
 
@@ -102,19 +101,31 @@ class Constraint:
             return self._phase.may_end
         if not self._phase.allows(token):
             return False
-        if self._has_room(self._phase.cost(token)):
+        if self._has_room(self._phase.cost(token)) or self._is_known(token):
             return True
-        way = self._phase.way_after(token)
-        if way is not None and len(way) >= self._remaining:
-            if not self._phase.may_end:
+        way = self._phase.way_after(token, self._known())
+        if way is None or len(way) >= self._remaining:
+            if self._phase.may_end:
+                self._refused.add(token)
+            else:
                 self._force()
             return False
-        self._ahead = None if way is None else (token, way)
+        self._ahead = (token, way)
         return True
+
+    def settle(self, token: int, redraw: Callable[[NDArray[np.int32]], int]) -> int:
+        """`token` if it may come next, or else one drawn under the mask that may."""
+        while not self.check(token):
+            mask = self.mask()
+            if not mask.any():
+                raise EngineError("the constraint leaves no token to draw")
+            token = redraw(mask)
+        return token
 
     def mask(self) -> NDArray[np.int32]:
         """The tokens that may come next, one bit each, 32 to a word, lowest first:
-        `ceil(vocabulary / 32)` words. Any of them may be accepted without another `check`."""
+        `ceil(vocabulary / 32)` words. While plenty of tokens is left `check` allows each of them;
+        near the end one may leave no way that fits, which only `check` sees."""
         words = np.zeros(self._vocabulary.words, dtype=np.uint32)
         if self.is_complete:
             self._allow(words, self._vocabulary.end_ids)
@@ -127,16 +138,15 @@ class Constraint:
             self._allow(words, self._forced[:1])
             return words.view(np.int32)
         words = self._phase.mask()
-        if not self._has_room(self._phase.growth):
-            # Little is left: only characters that open nothing, and the known way.
-            words &= self._vocabulary.plain
-            self._allow(words, (self._way or ())[:1])
+        for token in self._refused:
+            words[token >> 5] &= ~np.uint32(1 << (token & 31))
         self._end_bits(words)
         return words.view(np.int32)
 
     def accept(self, token: int) -> None:
         """Advance by one token. Raises `EngineError` for one that has no place."""
         self._remaining -= 1
+        self._refused.clear()
         if token in self._ends:
             self.is_complete = True
             return
@@ -149,10 +159,10 @@ class Constraint:
             return
         if self._ahead is not None and self._ahead[0] == token:
             self._know(self._ahead[1])
+        elif self._way and self._is_known(token):
+            self._know(self._way[1:])
         elif self._phase is not before:
             self._know(self._phase.way())
-        elif self._is_way_exact and self._way and self._way[0] == token:
-            self._know(self._way[1:])
         else:
             self._is_way_exact = False
             self._way_bound += cost
@@ -168,9 +178,17 @@ class Constraint:
         """Whether after a token that adds at most `cost` to the way, the way still fits."""
         return self._way is None or self._way_bound + cost + MARGIN_TOKENS < self._remaining
 
+    def _is_known(self, token: int) -> bool:
+        """Whether `token` is the next of the known way, which is then still one."""
+        return self._is_way_exact and self._way is not None and self._way[:1] == [token]
+
+    def _known(self) -> list[int] | None:
+        """The last known way, if it would fit after one more token."""
+        return self._way if self._way and len(self._way) < self._remaining else None
+
     def _refresh(self) -> None:
         if not self._is_way_exact:
-            self._know(self._phase.way())
+            self._know(self._phase.way(self._known()))
 
     def _force(self) -> None:
         self._refresh()

@@ -15,7 +15,7 @@ import numpy as np
 from llguidance import LLMatcher
 from numpy.typing import NDArray
 
-from appliance.engines.chat.closing import Hints, way_out
+from appliance.engines.chat.closing import Hints, leads_out, way_out
 from appliance.engines.chat.compiler import GrammarCompiler
 from appliance.engines.chat.freetext import Called, FreeReader, FreeText
 from appliance.engines.chat.grammar import GrammarWriter, header_end
@@ -37,7 +37,10 @@ _TAG_OUTSIDE = (b"</function>", b"/function>")
 
 
 class Phase(Protocol):
-    """Immutable for `allows`, `mask`, `way` and `way_after`; `after` consumes it."""
+    """Immutable for `allows`, `mask`, `way` and `way_after`; `after` consumes it.
+
+    A way finishes the turn; it is None where none is found, and `known` itself where that is one,
+    which is quicker to see."""
 
     @property
     def may_end(self) -> bool:
@@ -64,11 +67,9 @@ class Phase(Protocol):
 
     def after(self, token: int) -> Phase: ...
 
-    def way(self) -> list[int] | None:
-        """Tokens that finish the turn; None if no way is known."""
-        ...
+    def way(self, known: list[int] | None = None) -> list[int] | None: ...
 
-    def way_after(self, token: int) -> list[int] | None: ...
+    def way_after(self, token: int, known: list[int] | None = None) -> list[int] | None: ...
 
 
 class Turn:
@@ -92,8 +93,10 @@ class Turn:
         self._header_end = header_end(syntax, spec.tools) if syntax is not None else None
         tags = syntax is not None and syntax.style is ArgumentStyle.TAGS
         self._exits = _TAG_EXITS if tags else ()
-        self._outside = _TAG_OUTSIDE if tags else ()
         self._controls = _leading_out(writer, spec)
+        self._ends = () if syntax is None else tuple(writer.controls(syntax.last))
+        words, self._another = _parting(syntax)
+        self._outside = _TAG_OUTSIDE if tags else words
 
     def beginning(self) -> Phase:
         if self.spec.mode is CallMode.AUTO and self.spec.response_schema is None:
@@ -118,7 +121,10 @@ class Turn:
         elif spec.thinking and think is not None:
             rule = f"{writer.literal(think.open)} | {rule}"
         kept = None if spec.response_schema is None else fitted(spec.response_schema)
-        return _Grammar(self, self._matcher(rule, rules), kept)
+        found = _Grammar(self, self._matcher(rule, rules), kept)
+        if spec.mode is not CallMode.NONE:
+            found.growth = _CALL_TOKENS
+        return found
 
     def called(self) -> _Grammar:
         """The header after a trigger in free text."""
@@ -127,8 +133,7 @@ class Turn:
 
     def following(self, text: bytes) -> Phase | None:
         """The phase that begins when a grammar is satisfied by `text`; None while it may go on."""
-        think = self.spec.framing.think
-        if think is not None and text == think.open.encode():
+        if self._opens_reasoning(text):
             return _Until(self)
         tool = self._named(text)
         if tool is None:
@@ -141,15 +146,18 @@ class Turn:
         self, matcher: LLMatcher, text: bytes, exits: tuple[bytes, ...], endings: tuple[bytes, ...]
     ) -> list[int] | None:
         """Out of a grammar, and where that ends in a header, out of the call it begins."""
-        hints = Hints(exits, self._outside, endings, self._controls)
+        hints = Hints(exits, self._outside, endings, self._controls, self._ends)
         out = way_out(matcher, self.vocabulary, hints)
         if out is None:
             return None
         text += b"".join(self.vocabulary.tokens[token] for token in out)
         tool = self._named(text)
-        if tool is None:
+        if tool is not None:
+            rest = self._call(tool, ()).way()
+        elif self._opens_reasoning(text):
+            rest = _Until(self).way()
+        else:
             return out
-        rest = self._call(tool, ()).way()
         return None if rest is None else out + rest
 
     def _call(self, tool: ToolSpec, others: tuple[ToolSpec, ...]) -> _Grammar:
@@ -158,6 +166,15 @@ class Turn:
         exits = self._exits if raw is None else (closing(raw).encode(),)
         kept = fitted(without_body(tool, self._syntax).input_schema)
         return _Grammar(self, self._matcher(rule, rules), kept, exits)
+
+    def begins_another(self, text: bytes, piece: bytes) -> bool:
+        """Whether `piece` after `text` reaches past the end of a call into the next."""
+        mark = self._another
+        return mark is not None and mark in text[-len(mark) :] + piece
+
+    def _opens_reasoning(self, text: bytes) -> bool:
+        think = self.spec.framing.think
+        return think is not None and text == think.open.encode()
 
     def _named(self, text: bytes) -> ToolSpec | None:
         match = self._header_end.search(text) if self._header_end is not None else None
@@ -170,6 +187,17 @@ class Turn:
     def _syntax(self) -> CallSyntax:
         assert self.spec.syntax is not None
         return self.spec.syntax
+
+
+def _parting(syntax: CallSyntax | None) -> tuple[tuple[bytes, ...], bytes | None]:
+    """Where a turn's end and another call part: what says the end, and what begins the call."""
+    if syntax is None or syntax.between is None:
+        return (), None
+    last, between = syntax.last, syntax.between
+    pairs = enumerate(zip(last, between, strict=False))
+    shared = next((at for at, (one, other) in pairs if one != other), len(last))
+    rest = last[shared:].encode()
+    return ((rest,) if rest else ()), between[: shared + 1].encode()
 
 
 def _leading_out(writer: GrammarWriter, spec: ConstraintSpec) -> tuple[int, ...]:
@@ -216,10 +244,10 @@ class _Free:
             raise EngineError(f"token {token} begins a call that cannot be")
         return following
 
-    def way(self) -> list[int]:
+    def way(self, known: list[int] | None = None) -> list[int]:
         return []
 
-    def way_after(self, token: int) -> list[int] | None:
+    def way_after(self, token: int, known: list[int] | None = None) -> list[int] | None:
         following = self._next(token)
         return [] if following is None else following.way()
 
@@ -266,14 +294,16 @@ class _Until:
             return self
         return following
 
-    def way(self) -> list[int] | None:
+    def way(self, known: list[int] | None = None) -> list[int] | None:
+        if known:
+            return known
         close = self._turn.vocabulary.encode_with_controls(self._mark.decode())
         rest = self._turn.demanded(after_thinking=True).way()
         return None if close is None or rest is None else close + rest
 
-    def way_after(self, token: int) -> list[int] | None:
+    def way_after(self, token: int, known: list[int] | None = None) -> list[int] | None:
         following = self._next(token)
-        return None if following is None else following.way()
+        return None if following is None else following.way(known)
 
     def _next(self, token: int) -> Phase | None:
         text = self._tail + self._turn.vocabulary.tokens[token]
@@ -298,7 +328,7 @@ class _Grammar:
         self._text = b""
         self._exits = exits
         self._endings = kept.endings if kept is not None else ()
-        self.growth = kept.growth if kept is not None else 1
+        self.growth = kept.growth if kept is not None else _CALL_TOKENS
 
     @property
     def may_end(self) -> bool:
@@ -309,7 +339,9 @@ class _Grammar:
         return bool(self._matcher.is_stopped())
 
     def cost(self, token: int) -> int:
-        return 1 if self._turn.vocabulary.is_plain[token] else self.growth
+        # The first letters of a key, a value or a tool's name decide as much as a bracket does.
+        piece = self._turn.vocabulary.tokens[token]
+        return _CALL_TOKENS if self._turn.begins_another(self._text, piece) else self.growth
 
     def allows(self, token: int) -> bool:
         return bool(self._matcher.validate_tokens([token]) == 1)
@@ -329,18 +361,24 @@ class _Grammar:
             return None
         return self._settled(rest)
 
-    def way(self) -> list[int] | None:
-        return self._turn.way(self._matcher, self._text, self._exits, self._endings)
+    def way(self, known: list[int] | None = None) -> list[int] | None:
+        return self._way(self._matcher, self._text, known)
 
-    def way_after(self, token: int) -> list[int] | None:
+    def way_after(self, token: int, known: list[int] | None = None) -> list[int] | None:
         ahead = self._matcher.deep_copy()
         if not ahead.consume_token(token):
             return None
-        text = self._text + self._turn.vocabulary.tokens[token]
-        return self._turn.way(ahead, text, self._exits, self._endings)
+        return self._way(ahead, self._text + self._turn.vocabulary.tokens[token], known)
+
+    def _way(self, matcher: LLMatcher, text: bytes, known: list[int] | None) -> list[int] | None:
+        if known and leads_out(matcher, known):
+            return known
+        return self._turn.way(matcher, text, self._exits, self._endings)
 
     def _settled(self, piece: bytes) -> Phase:
+        is_satisfied = self._matcher.is_accepting()
+        if is_satisfied or self._turn.begins_another(self._text, piece):
+            # What may follow is a whole call.
+            self.growth = _CALL_TOKENS
         self._text += piece
-        if self._matcher.is_accepting():
-            return self._turn.following(self._text) or self
-        return self
+        return (self._turn.following(self._text) if is_satisfied else None) or self

@@ -1,4 +1,4 @@
-"""How much the smallest value of a schema takes: what opening one can cost to close again."""
+"""How much the values of a schema take at least: what opening one can cost to close again."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ _DEEP = 64
 """Bytes taken for what lies deeper than we look."""
 _LEAST = {"string": 2, "number": 1, "integer": 1, "boolean": 4, "null": 4, "array": 2, "object": 2}
 _FORMAT_BYTES = 40
+_AROUND_KEY = 6
+"""Quotes, a colon, a comma and two blanks."""
+_VALUES = frozenset(("type", "properties", "$ref", "const", "enum"))
 
 
 def growth(schema: Json) -> int:
@@ -21,18 +24,32 @@ def growth(schema: Json) -> int:
 
 
 def _largest_part(schema: Json) -> int:
-    """The most bytes that the smallest value of any part of the schema takes."""
+    """The most bytes that a token can commit an answer to: a key that may be left out with the
+    smallest value it takes, the longest of a list of values, the smallest value of any part."""
     sizes = [2]
-    pending: list[Json] = list(schema.values()) if isinstance(schema, Mapping) else []
+    pending: list[Json] = [schema]
     while pending:
         part = pending.pop()
         if isinstance(part, Mapping):
             pending += part.values()
-            if "type" in part or "properties" in part or "$ref" in part:
-                sizes.append(_least(part, schema, 0))
+            if part is not schema and not _VALUES.isdisjoint(part):
+                sizes.append(_opened(part, schema))
+            properties = part.get("properties")
+            if isinstance(properties, Mapping):
+                sizes += [
+                    len(key.encode()) + _AROUND_KEY + _opened(value, schema)
+                    for key, value in properties.items()
+                ]
         elif isinstance(part, list):
             pending += part
     return max(sizes)
+
+
+def _opened(schema: Json, root: Json) -> int:
+    """As `_least`, but of a list of values the longest: its first letter may have been said."""
+    if isinstance(schema, Mapping) and isinstance(schema.get("enum"), list) and schema["enum"]:
+        return max(len(json.dumps(value).encode()) for value in schema["enum"])
+    return _least(schema, root, 0)
 
 
 def types_of(schema: Mapping[str, Json]) -> set[str]:
@@ -69,7 +86,7 @@ def _least_of_type(name: str, schema: Mapping[str, Json], root: Json, depth: int
     if name == "object":
         properties = schema.get("properties") or {}
         for key in schema.get("required") or ():
-            size += len(key.encode()) + 6 + _least(properties.get(key), root, depth + 1)
+            size += len(key.encode()) + _AROUND_KEY + _least(properties.get(key), root, depth + 1)
     elif name == "array":
         items = schema.get("minItems", 0)
         size += items * (2 + _least(schema.get("items"), root, depth + 1))

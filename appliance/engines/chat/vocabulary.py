@@ -45,13 +45,7 @@ class Vocabulary:
             if piece and token not in special:
                 self._by_bytes.setdefault(piece, token)
                 self._longest = max(self._longest, len(piece))
-        opening = frozenset(b'{}[]",:<\n')
         self.everything = self._mask_of(bool(piece) for piece in self.tokens)
-        self.is_plain = [
-            bool(piece) and token not in special and opening.isdisjoint(piece)
-            for token, piece in enumerate(self.tokens)
-        ]
-        self.plain = self._mask_of(self.is_plain)
         padding = [b""] * (self.first_byte - self.size)
         source = _Source(
             tokens=[*self.tokens, *padding, *(bytes([byte]) for byte in range(256))],

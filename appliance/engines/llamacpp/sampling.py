@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import llama_cpp as lib
 import numpy as np
+from numpy.typing import NDArray
 
 from appliance.engines.chat.constraint import Constraint
 from appliance.engines.llamacpp.binding import Context, Floats
@@ -93,9 +94,9 @@ class Sampler:
             # llama_sampler_sample accepts what it draws.
             return int(lib.llama_sampler_sample(self._chain, context.handle, index))
         logits = context.logits(index)
-        token = self._apply(logits)
-        if not constraint.check(token):
-            token = self._apply(_masked(logits, constraint))
+        token = constraint.settle(
+            self._apply(logits), lambda mask: self._apply(_masked(logits, mask))
+        )
         lib.llama_sampler_accept(self._chain, token)
         return token
 
@@ -130,14 +131,14 @@ _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32
 
 def _greedy(logits: Floats, constraint: Constraint | None) -> int:
     token = int(logits.argmax())
-    if constraint is not None and not constraint.check(token):
-        token = int(_masked(logits, constraint).argmax())
-    return token
+    if constraint is None:
+        return token
+    return constraint.settle(token, lambda mask: int(_masked(logits, mask).argmax()))
 
 
-def _masked(logits: Floats, constraint: Constraint) -> Floats:
+def _masked(logits: Floats, mask: NDArray[np.int32]) -> Floats:
     """A copy with everything forbidden at minus infinity."""
-    bits = np.unpackbits(constraint.mask().view(np.uint8), bitorder="little")
+    bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
     allowed = bits[: len(logits)].view(bool)
     return np.where(allowed, logits, np.float32(-np.inf))
 

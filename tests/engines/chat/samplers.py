@@ -44,7 +44,7 @@ def draw_tokens(
             token = rng.choice(favourites)
         else:
             token = rng.randrange(len(vocab.tokens))
-        if not constraint.check(token):
+        while not constraint.check(token):
             rejections += 1
             started = time.perf_counter()
             mask = constraint.mask()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from datetime import date
 
 import jsonschema
@@ -15,10 +16,12 @@ from appliance.engines.chat.closing import Hints, way_out
 from appliance.engines.chat.constraint import ConstraintFactory
 from appliance.engines.chat.patterns import example_of_pattern
 from appliance.engines.chat.schema import Fitted, fitted
+from appliance.engines.chat.spec import ConstraintSpec
 from appliance.engines.chat.turnplan import plan
 from appliance.engines.chat.vocabulary import Vocabulary
 from appliance.types import (
     GenerateRequest,
+    Json,
     Role,
     ToolChoice,
     ToolChoiceKind,
@@ -26,7 +29,7 @@ from appliance.types import (
     text_message,
 )
 from tests.engines.chat.random_schemas import random_tool_schema
-from tests.engines.chat.samplers import answer
+from tests.engines.chat.samplers import answer, draw_tokens
 from tests.engines.chat.templates import REAL, hermes, real_template
 from tests.engines.chat.vocab import SHARED, RealVocab, real_vocab
 
@@ -81,6 +84,18 @@ def demanded_call(  # type: ignore[no-untyped-def]
     return [dict(call.arguments) for call in calls]
 
 
+def planned_call(schema: Mapping[str, Json], *others: ToolSpec) -> ConstraintSpec:
+    request = GenerateRequest(
+        "r",
+        (text_message(Role.USER, "Hi"),),
+        (ToolSpec("tool_x", "", schema), *others),
+        tool_choice=ToolChoice(ToolChoiceKind.ANY),
+    )
+    made = plan(hermes(), request, today=date(2026, 1, 1))
+    assert made.constraint is not None
+    return made.constraint
+
+
 def test_calls_by_random_tokens_under_random_schemas_are_valid(
     factory: ConstraintFactory, vocab: RealVocab
 ) -> None:
@@ -98,8 +113,50 @@ def test_calls_in_every_native_format_are_valid(
 
 
 def test_seeds_that_once_failed_are_valid(factory: ConstraintFactory, vocab: RealVocab) -> None:
-    for seed in (100_700, 101_705, 101_906, 105_113, 106_644):
+    for seed in (100_700, 101_705, 101_906, 105_113, 106_644, 300_645):
         check_turn(factory, vocab, seed)
+
+
+def test_the_first_letter_of_a_key_may_cost_what_the_key_demands(
+    factory: ConstraintFactory, vocab: RealVocab
+) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "free": {"type": "string"},
+            "user id": {"const": {"list": [[1], [2], [3], [4], [5], [6], [7], [8]]}},
+            "mode": {"type": "string"},
+        },
+        "required": ["free", "mode"],
+    }
+    user = vocab.tokens.index(b"user")
+    made = planned_call(schema)
+    for max_tokens in range(36, 80):
+        constraint = factory.compile(made, max_tokens=max_tokens)
+        tokens, _ = draw_tokens(constraint, vocab, random.Random(1), max_tokens, None, (user,))
+        assert constraint.is_complete, (max_tokens, b"".join(vocab.tokens[t] for t in tokens))
+
+
+def test_a_tool_is_called_only_where_its_smallest_call_fits(
+    factory: ConstraintFactory, vocab: RealVocab
+) -> None:
+    small = ToolSpec("stop", "", {"type": "object", "properties": {}})
+    keys = [f"field_{number}" for number in range(30)]
+    parts = {key: {"type": "string"} for key in keys}
+    schema = {"type": "object", "properties": parts, "required": keys}
+    made = planned_call(schema, small)
+    for seed in range(12):
+        constraint = factory.compile(made, max_tokens=100)
+        draw_tokens(constraint, vocab, random.Random(seed), 100)
+        assert constraint.is_complete
+
+
+def test_the_seed_that_ran_out_of_tokens_at_a_key(
+    factory: ConstraintFactory, vocab: RealVocab
+) -> None:
+    rng = random.Random(308_730)
+    schema = random_tool_schema(rng)
+    assert demanded_call(factory, vocab, rng, schema, rng.choice((200, 400, 800)))
 
 
 @pytest.mark.slow
