@@ -49,6 +49,21 @@ class KvCache:
                 return None
         return self._occupy(found, self._copy(found), tokens, adapter, cache_key)
 
+    def begin_anew(
+        self, tokens: Sequence[int], adapter: str | None, cache_key: str | None
+    ) -> tuple[int, int] | None:
+        """The same, in a cache that is empty: every idle conversation is parked, and nothing of the
+        prompt is taken from elsewhere. Where its cells lie and which of them were read together
+        decides how sums are rounded, so only this gives the same answer again for a seed. To be
+        called while nothing runs."""
+        while self.make_room():
+            pass
+        found = self._find(tokens, adapter, cache_key)
+        if isinstance(found, Wait):
+            return None
+        self._clear(found)
+        return self._occupy(found, 0, tokens, adapter, cache_key)
+
     def advance(self, sequence: int, in_kv: int) -> None:
         self._sequences.advance(sequence, in_kv)
 

@@ -189,7 +189,9 @@ class Loop:
             if len(self._running) >= self._slots:
                 return
             request = generation.request
-            begun = self._cache.begin(generation.tokens, request.adapter, request.cache_key)
+            is_alone_with_seed = request.sampling.seed is not None and not self._running
+            begin = self._cache.begin_anew if is_alone_with_seed else self._cache.begin
+            begun = begin(generation.tokens, request.adapter, request.cache_key)
             if begun is not None:
                 self._waiting.remove(generation)
                 self._begin(generation, *begun)
