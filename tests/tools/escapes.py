@@ -176,7 +176,7 @@ ESCAPES: dict[str, str] = {
     "fill the disk with one file": "head -c 300000000 /dev/zero > big",
     "fill the disk with a hole": "truncate -s 200M hole && echo ESCAPED",
     "fill the disk too deep to be seen": "n=$(printf 'x%.0s' $(seq 200)); for i in $(seq 25); do "
-    "mkdir $n; cd $n; done; for i in $(seq 100); do head -c 2000000 /dev/zero > $i; sleep 0.02; "
+    "mkdir $n; cd $n; done; for i in $(seq 100); do head -c 2000000 /dev/zero > $i; sleep 0.1; "
     "done; sleep 3; "
     "echo ESCAPED",
     "fork away for ever": "while :; do setsid sh -c 'setsid sleep 98765 &' & sleep 0.005; done",
