@@ -189,8 +189,8 @@ class Loop:
             if len(self._running) >= self._slots:
                 return
             request = generation.request
-            is_alone_with_seed = request.sampling.seed is not None and not self._running
-            begin = self._cache.begin_anew if is_alone_with_seed else self._cache.begin
+            is_drawn = request.sampling.seed is not None and request.sampling.temperature != 0
+            begin = self._cache.begin if self._running or not is_drawn else self._cache.begin_anew
             begun = begin(generation.tokens, request.adapter, request.cache_key)
             if begun is not None:
                 self._waiting.remove(generation)

@@ -90,11 +90,15 @@ async def test_max_tokens_ends_with_that_reason(engine: LlamaCppEngine) -> None:
 
 
 async def test_a_stop_string_ends_the_answer_and_is_never_shown(engine: LlamaCppEngine) -> None:
-    _, whole = await run(engine, ask("What is the capital of France?", max_tokens=24, seed=1))
+    _, whole = await run(
+        engine, ask("What is the capital of France?", max_tokens=24, seed=1, temperature=0.5)
+    )
     text = whole.message.text
     stop = text[len(text) // 2 :][:6]
     stops = (stop, "unrelated")
-    request = ask("What is the capital of France?", max_tokens=24, seed=1, stop=stops)
+    request = ask(
+        "What is the capital of France?", max_tokens=24, seed=1, temperature=0.5, stop=stops
+    )
     deltas, completion = await run(engine, request)
     assert completion.stop_reason is StopReason.STOP_SEQUENCE
     assert completion.stop_sequence == stop
