@@ -105,19 +105,9 @@ class Attempts:
     async def make(self, turn: LiveTurn, ready: Ready, target: str, number: int) -> Completion:
         """One generation on one target. Raises `EngineError` and its kin, `Overloaded`,
         `NoCapacity`, `PromptTooLong`, `BudgetExceeded`."""
-        need = LeaseRequest(
-            request_id=f"{turn.turn_id}.{ready.step}.{number}",
-            agent=ready.agent_name,
-            models=(target,),
-            priority=ready.priority,
-            deadline_s=ready.deadline_s,
-            weight=ready.agent.weight,
-            session=ready.state.session_id,
-            prompt_tokens=ready.prompt_tokens,
-            max_tokens=ready.answer_tokens,
-            preemptible=ready.priority is Priority.BACKGROUND,
-            progress=_Saying(turn, ready.step),
-        )
+        name = f"{ready.state.turn_id}.{ready.step}.{number}"
+        saying = _Saying(turn, ready.step)
+        need = replace(_need(ready, target, name, ready.priority), progress=saying)
         async with self._leases.lease(need) as lease:
             turn.say(ready.step, Progress("prefill"))
             fitted, request = await self._request(ready, target, lease.engine, need)
@@ -138,18 +128,8 @@ class Attempts:
     async def again(self, ready: Ready, target: str, number: int) -> Completion:
         """A second sample of a local answer, told to nobody, at the background's priority and
         preemptible. Raises as `make`."""
-        need = LeaseRequest(
-            request_id=f"{ready.state.turn_id}.{ready.step}.{number}.second",
-            agent=ready.agent_name,
-            models=(target,),
-            priority=Priority.BACKGROUND,
-            deadline_s=ready.deadline_s,
-            weight=ready.agent.weight,
-            session=ready.state.session_id,
-            prompt_tokens=ready.prompt_tokens,
-            max_tokens=ready.answer_tokens,
-            preemptible=True,
-        )
+        name = f"{ready.state.turn_id}.{ready.step}.{number}.second"
+        need = _need(ready, target, name, Priority.BACKGROUND)
         async with self._leases.lease(need) as lease:
             fitted, request = await self._request(ready, target, lease.engine, need)
             request = replace(request, sampling=_varied(request.sampling))
@@ -274,6 +254,22 @@ def merged(*samplings: Sampling) -> Sampling:
         }
         result = replace(result, **said)
     return result
+
+
+def _need(ready: Ready, target: str, request_id: str, priority: Priority) -> LeaseRequest:
+    """A slot of this model for the step; in the background it may be taken back."""
+    return LeaseRequest(
+        request_id=request_id,
+        agent=ready.agent_name,
+        models=(target,),
+        priority=priority,
+        deadline_s=ready.deadline_s,
+        weight=ready.agent.weight,
+        session=ready.state.session_id,
+        prompt_tokens=ready.prompt_tokens,
+        max_tokens=ready.answer_tokens,
+        preemptible=priority is Priority.BACKGROUND,
+    )
 
 
 def _varied(sampling: Sampling) -> Sampling:

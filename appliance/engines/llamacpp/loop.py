@@ -68,13 +68,6 @@ class Loop:
     def has_work(self) -> bool:
         return bool(self._waiting or self._running)
 
-    @property
-    def _must_repeat(self) -> bool:
-        """One answer alone with a seed of the caller's: the same again must come out the same, and
-        with other cells beside it sums are rounded otherwise."""
-        alone = next(iter(self._running.values())) if len(self._running) == 1 else None
-        return alone is not None and alone.request.sampling.seed is not None
-
     def submit(self, generation: Generation) -> None:
         self._waiting.append(generation)
 
@@ -94,7 +87,7 @@ class Loop:
         now = now_s()
         self._expire(now)
         self._admit()
-        if self._running and not self._must_repeat:
+        if self._running:
             self._cache.thin_out(now)
         plan = plan_step(
             [self._runnable(g) for g in self._running.values()],
