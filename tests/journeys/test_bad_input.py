@@ -45,14 +45,17 @@ def remount(folder: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
 
 
-def fill(folder: Path, keep: int = 0) -> Path:
-    """A file that takes what is free on this file system but `keep` bytes. The daemon may take
-    some of it between the look and the deed: then look again."""
-    ballast = folder / "ballast"
+def fill(folder: Path, name: str = "ballast", keep: int = 0) -> Path:
+    """A file that takes what is free on this file system but `keep` bytes; an empty one where
+    that is nothing. The daemon may take some of it between the look and the deed: then look
+    again."""
+    ballast = folder / name
     for _ in range(FILL_TRIES):
         disk = os.statvfs(folder)
+        size = disk.f_bavail * disk.f_frsize - keep
         with suppress(OSError), ballast.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(disk.f_bavail * disk.f_frsize - keep, 1))
+            if size > 0:
+                os.posix_fallocate(file.fileno(), 0, size)
             return ballast
     raise AssertionError(f"{folder} could not be filled")
 
@@ -183,16 +186,16 @@ async def test_on_a_full_disk_new_turns_are_refused_running_ones_end_and_it_heal
 async def test_a_turn_cancelled_while_the_disk_is_full_is_cancelled_once_there_is_room(
     small_disk: Path, tmp_path: Path
 ) -> None:
-    home = write_home(
-        tmp_path / "home", [SLOW_TALK, {"reply": "kept"}], state_on(small_disk)
-    )  # fmt: skip
+    slower = SLOW_TALK | {"reply": "word " * 200}
+    home = write_home(tmp_path / "home", [slower, {"reply": "kept"}], state_on(small_disk))
     async with running(home) as daemon:
         slow = await daemon.start_turn("slow one")
         # The reserve would let it end; without it, it has to wait.
         ballast = fill_with_reserve(small_disk)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while f"turn {slow} waits for the journal" not in daemon.log:
                 await asyncio.sleep(0.05)
+                ballast.append(fill(small_disk / "state", f"more-{len(ballast)}"))
         status, answer = await daemon.post(f"/api/turns/{slow}/cancel")
         assert (status, answer["cancelled"]) == (200, True)
         for file in ballast:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -147,6 +148,17 @@ def test_a_write_keeps_the_mode_of_what_it_replaces(tmp_path: Path) -> None:
     assert (tmp_path / "run").stat().st_mode & 0o777 == 0o755
 
 
+def move(source: Path, target: Path) -> None:
+    """Rename, over a folder that a write made in the moment when there was none of this name."""
+    while True:
+        try:
+            source.rename(target)
+        except OSError:
+            shutil.rmtree(target, ignore_errors=True)
+        else:
+            return
+
+
 def test_a_folder_that_turns_into_a_link_and_back_leads_nowhere(tmp_path: Path) -> None:
     """The race between a look and an open: there is none to win."""
     workspace, outside = tmp_path / "work", tmp_path / "outside"
@@ -160,7 +172,7 @@ def test_a_folder_that_turns_into_a_link_and_back_leads_nowhere(tmp_path: Path) 
     def flip() -> None:
         while not stop.is_set():
             for source, target in (("d", "x"), ("l", "d"), ("d", "l"), ("x", "d")):
-                (workspace / source).rename(workspace / target)
+                move(workspace / source, workspace / target)
 
     flipping = threading.Thread(target=flip)
     flipping.start()
