@@ -14,7 +14,7 @@ from appliance.clock import new_id
 from appliance.engines.base import InstanceState
 from appliance.engines.chat.marks import Segment
 from appliance.engines.vllm.folder import read_chat_folder
-from appliance.engines.vllm.server import StartLocks
+from appliance.engines.vllm.starts import StartLocks
 from appliance.errors import ApplianceError, EngineTimeout, ModelBroken
 from appliance.types import Completion, GenerateRequest, Role, Sampling, TextDelta, text_message
 from tests.engines.vllm.rig import stand_in_engine, write_folder
