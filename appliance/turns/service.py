@@ -182,11 +182,20 @@ class Turns:
         )
         turn_id = new_id("turn")
         self.streams.open(turn_id)
-        event = await self._accept(accepted, session, turn_id, request.key)
-        turn = LiveTurn(self._journal, self.streams, self._clock, apply(None, event), request.key)
-        self.streams.publish_event(event)
-        self._running.begin(turn)
+        accepting = asyncio.ensure_future(self._accept(accepted, session, turn_id, request.key))
+        try:
+            self._begin(await asyncio.shield(accepting), request.key)
+        except asyncio.CancelledError:
+            # The append goes on, and a turn that is on disk runs: else nothing would end it, not
+            # even `cancel`, which cancels what was asked for by the turn that is waiting here.
+            self._begin(await accepting, request.key)
+            raise
         return Started(turn_id, session.session_id)
+
+    def _begin(self, accepted: Event, key: str | None) -> None:
+        turn = LiveTurn(self._journal, self.streams, self._clock, apply(None, accepted), key)
+        self.streams.publish_event(accepted)
+        self._running.begin(turn)
 
     async def _accept(
         self, accepted: ev.TurnAccepted, session: SessionRow, turn_id: str, key: str | None
@@ -277,10 +286,14 @@ class Turns:
         cancelled = ev.TurnCancelled(reason=reason, by_uid=by_uid, usage=usage)
         if state.is_finished or not self._running.cancel(turn_id, cancelled):
             return False
+        await self._cancel_children(turn_id, by_uid)
+        await self._running.over(turn_id, CANCEL_S)
+        await self._cancel_children(turn_id, by_uid)  # that were being accepted meanwhile
+        return True
+
+    async def _cancel_children(self, turn_id: str, by_uid: int) -> None:
         for child in self._running.children(turn_id):
             await self.cancel(child, by_uid, "the turn that asked for it was cancelled")
-        await self._running.over(turn_id, CANCEL_S)
-        return True
 
     async def ask_person(
         self, turn_id: str, server: str, message: str, fields: Mapping[str, Json]
