@@ -80,6 +80,9 @@ approvals = [{ tool = "*", decision = "allow" }]
 CANCELLED_SHARE = 0.15
 
 TURNS_AT_ONCE = 2
+MORE_KILLS_MAX = 40
+"""Beyond those asked for, until one has met a runner."""
+
 UP_S_MAX = 1.0
 """The daemon lives at most this long between two kills, counted from when it answers."""
 
@@ -192,7 +195,7 @@ async def serving_pages() -> AsyncIterator[tuple[str, set[str]]]:
 async def kill_and_count(
     home: Path, options: argparse.Namespace, chance: random.Random, count: Count
 ) -> dict[str, Any]:
-    for _ in range(options.kills):
+    while count.kills < options.kills or _should_go_on(options, count):
         daemon = await restart(home, count)
         await until_killed(daemon, count, chance, options)
         if not options.json:
@@ -213,6 +216,12 @@ async def restart(home: Path, count: Count) -> Daemon:
     daemon = await start(home)
     count.restarts_s.append(time.monotonic() - began_s)
     return daemon
+
+
+def _should_go_on(options: argparse.Namespace, count: Count) -> bool:
+    """With few kills chance may find no runner alive at any of them: then there are more."""
+    found_none = options.with_runner and count.runner_kills == 0
+    return found_none and count.kills < options.kills + MORE_KILLS_MAX
 
 
 async def until_killed(
