@@ -47,7 +47,7 @@ async def test_what_a_load_took_is_promised_next_time_also_after_a_restart(
     promised = fit.bytes_by_device["GPU-1"]
     seen = promised + 700 * MIB
     sizes.learn(spec, fit, {"GPU-1": seen})
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await anext(sizes.changes())
     again = Sizes(tmp_path / "sizes", inventory())
     assert again.calibration == sizes.calibration

@@ -127,7 +127,7 @@ async def test_a_call_that_is_closed_here_is_closed_there(tmp_path: Path) -> Non
         assert await courier.is_ready()
         async with client(it.url, courier) as http:
             await (await opened(it, http)).aclose()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await it.is_left.wait()
 
 
@@ -157,7 +157,7 @@ async def test_when_the_daemon_dies_the_answer_is_heard_to_its_end_and_adopted_o
             assert left is not None and await rest_of(left) == b"hello world"
             assert courier.adopt("turn_1", left.match) is None
         assert dead._process is not None
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await dead._process.wait()  # nothing left to carry: it has gone by itself
 
 
@@ -190,7 +190,7 @@ async def test_a_stray_courier_is_ended_by_the_next_daemon(tmp_path: Path) -> No
         async with Courier(tmp_path) as courier:
             await courier.cut()
             assert dead._process is not None
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 assert await dead._process.wait() == 0
                 await it.is_left.wait()
 

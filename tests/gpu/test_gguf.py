@@ -181,12 +181,12 @@ def test_mutated_headers_are_refused_or_read_fast_and_without_growth(
         with path.open("wb") as file:
             file.write(mutant)
             file.truncate(max(size, len(mutant)))
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             read_shape(path)
         except ModelBroken as error:
             refusals += bool(error.details["reason"])
-        took.append(time.perf_counter() - began)
+        took.append(time.process_time() - began)
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - grown_from
     took.sort()
     assert refusals > mutations // 2

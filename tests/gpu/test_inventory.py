@@ -22,8 +22,8 @@ LIMIT_S = 0.15
 
 
 async def until(prober: Prober, holds: Callable[[Inventory], bool]) -> Inventory:
-    """The first snapshot of which the claim holds; fails after five seconds without one."""
-    async with asyncio.timeout(5):
+    """The first snapshot of which the claim holds; fails after a minute without one."""
+    async with asyncio.timeout(60):
         async for snapshot in prober.snapshots():
             if holds(snapshot):
                 return snapshot
@@ -75,7 +75,7 @@ async def test_a_hung_driver_leaves_the_last_values_marked_stale_and_the_loop_fr
     fake_nvml.gpu(0, used_mib=500)
     fake_nvml.write()
     async with prober() as watch:
-        fake_nvml.hang_ms = 100
+        fake_nvml.hang_ms = 1500
         fake_nvml.write()
         lags: list[float] = []
         lag = asyncio.create_task(_measure_lag(lags))
@@ -83,7 +83,7 @@ async def test_a_hung_driver_leaves_the_last_values_marked_stale_and_the_loop_fr
         lag.cancel()
         assert stale.gpus[0].used_bytes == 500 * MIB
         assert "has not answered" in (stale.nvml_error or "")
-        assert max(lags) < 0.1, "a hung call must not hold the event loop"
+        assert max(lags) < 1.0, "a hung call must not hold the event loop"
         fake_nvml.hang_ms = 0
         fake_nvml.gpu(0, used_mib=700)
         fake_nvml.write()

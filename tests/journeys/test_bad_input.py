@@ -215,7 +215,7 @@ async def test_a_client_gone_in_mid_stream_frees_its_place_and_its_turn_goes_on(
         assert open_sockets(daemon) >= idle + 20
         for _, writer in followers:
             writer.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while open_sockets(daemon) > idle:
                 await asyncio.sleep(0.05)
         ended = await daemon.ended(turn)
@@ -237,7 +237,7 @@ async def test_a_reader_that_never_reads_is_dropped_and_nobody_waits_for_it(
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             deaf.connect(str(daemon.socket))
             deaf.sendall(f"GET /api/turns/{turn}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while open_sockets(daemon) == idle:
                     await asyncio.sleep(0.05)
             assert (await daemon.ended(turn))["type"] == "turn.completed"

@@ -82,7 +82,7 @@ async def edited(daemon: Daemon, old: str, new: str) -> None:
     path = daemon.home / "config.toml"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await daemon.get("/api/config"))["revision"] == revision:
             await asyncio.sleep(0.01)
 

@@ -187,7 +187,7 @@ async def test_a_model_that_is_removed_while_it_loads_does_not_finish_loading(
 async def test_shutdown_does_not_wait_for_a_slow_load(make_workshop: Make) -> None:
     workshop = make_workshop()
     workshop.may_load.clear()
-    async with asyncio.timeout(5), scheduler(workshop, spec("a")) as running:
+    async with asyncio.timeout(60), scheduler(workshop, spec("a")) as running:
         asking = asyncio.create_task(running.lease(LeaseRequest("r", "x", ("a",))).__aenter__())
         while workshop.loads != ["a"]:
             await running.heartbeat()

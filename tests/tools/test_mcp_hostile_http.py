@@ -26,7 +26,7 @@ from appliance.types import TextBlock, ToolCallBlock
 from tests.egress.test_door import Lines
 from tests.tools.conftest import MakeConfig
 
-LIMIT_S = 12.0
+LIMIT_S = 60.0
 """No server may hold a call longer than this; its own limit is `timeout_s`."""
 
 TOOL = {
@@ -181,7 +181,11 @@ async def test_a_bad_answer_over_http_is_an_error_in_time_and_fills_no_memory(
 ) -> None:
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     async with serving(misbehave) as port:
-        server = McpConfig(url=f"http://127.0.0.1:{port}/mcp", timeout_s=1.0, start_timeout_s=8.0)
+        server = McpConfig(
+            url=f"http://127.0.0.1:{port}/mcp",
+            timeout_s=30.0 if misbehave.__name__ in WORKS else 1.0,
+            start_timeout_s=60.0,
+        )
         config = make_config({"fake": server})
         egress = Egress(lambda: config, Lines(), SystemClock(), environment={}, guard=Guard())
         ports = Ports(http=EgressHttp(egress, lambda: config))

@@ -83,7 +83,7 @@ async def test_whoever_joins_whenever_sees_each_event_once_and_each_answer_whole
         scene.join()
         await scene.append("turn.completed")
         wanted = [event.seq for event in await journal.read_turn(TURN)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             seen = await asyncio.gather(*scene.followers)
         for items in seen:
             assert [item["seq"] for item in items if "seq" in item] == wanted
@@ -131,6 +131,6 @@ async def test_closing_ends_every_follower_where_it_stands(
             scene.join()
         await asyncio.sleep(0)
         scene.streams.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             seen = await asyncio.gather(*scene.followers)
         assert [[item["type"] for item in items] for items in seen] == [["turn.accepted"]] * 3

@@ -71,9 +71,9 @@ async def test_closing_the_stream_frees_the_slot(params: LlamaCppParams) -> None
             async for delta in stream:
                 if isinstance(delta, TextDelta):
                     break
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             _, completion = await run(engine, ask("Hello", max_tokens=4))
-    assert completion.usage.queue_ms < 2000
+    assert completion.usage.queue_ms < 5_000, "the first would have gone on for longer"
 
 
 async def test_a_prompt_longer_than_the_window_is_refused_with_numbers(

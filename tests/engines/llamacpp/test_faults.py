@@ -169,7 +169,7 @@ async def test_a_worker_dies_with_its_parent(tiny: LlamaCppParams, tmp_path: Pat
     gone = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().add_reader(watch, lambda: gone.done() or gone.set_result(None))
     try:
-        await asyncio.wait_for(gone, 5)
+        await asyncio.wait_for(gone, 40)
     finally:
         asyncio.get_running_loop().remove_reader(watch)
         os.close(watch)
