@@ -14,7 +14,7 @@ from tests.engines.claude.rig import Lines, answer, ask, config_for, engine_for
 from tests.fakes.claude.nasty import RIGHT, TEXT, WRONG, nasty_provider
 
 QUICK = Patience(connect_s=2.0, headers_s=2.0, first_token_s=2.0, next_token_s=2.0, answer_s=8.0)
-LATEST_S = 20.0
+LATEST_S = 60.0
 """More than any deadline in `QUICK`: a call still running then hangs."""
 
 TOOL = ToolSpec("mcp.git.log", "Shows commits.", {"type": "object", "properties": {}})
