@@ -256,34 +256,68 @@ build_llama() { # VENV FOLDER
 
 # ── All of it ────────────────────────────────────────────────────────────────────────────────────
 
+# ── Tests ────────────────────────────────────────────────────────────────────────────────────────
+
+FIRST_HALF=(tests/journeys tests/crash)
+
 # Runs pytest; at most three tests that failed are run once more, alone and after the others: the
 # machine may be shared, and what a neighbour takes from a test for a moment is no fault of the tree.
 # A test that passes only then is named at the end, and is a defect of its own to mend. A run that
 # stops at its first failure has not seen the others, and is not repeated.
 test_with_second_try() { # PYTHON PYTEST-ARGUMENTS...
-    local python=$1 cache ended=0 failed
+    local python=$1 ended=0 record failed
     shift
     case " $* " in *' -x '* | *' --exitfirst '* | *' --maxfail'*)
         "$python" -m pytest -q "$@"
         return
         ;;
     esac
-    cache=$(mktemp -d)
-    "$python" -m pytest -q -o cache_dir="$cache" "$@" || ended=$?
-    failed=$("$python" -c 'import json, sys; print(*json.load(open(sys.argv[1])), sep="\n")' \
-        "$cache/v/cache/lastfailed" 2>/dev/null) || failed=
-    if [ $ended != 1 ] || [ -z "$failed" ] || [ "$(wc -l <<<"$failed")" -gt 3 ]; then
-        rm -rf "$cache"
-        return $ended
+    record=$(mktemp -d)
+    if [ $# = 0 ] && ! has_gpu; then
+        test_in_halves "$python" "$record" || ended=$?
+    else
+        "$python" -m pytest -q -o cache_dir="$record/all" "$@" || ended=$?
     fi
-    step 'Once more, alone'
-    ended=0
-    "$python" -m pytest -q -o cache_dir="$cache" --last-failed "$@" || ended=$?
-    rm -rf "$cache"
-    if [ $ended = 0 ]; then
-        sed 's/^/UNSTEADY: /' <<<"$failed"
+    failed=$("$python" - "$record" <<'END'
+import json, pathlib, sys
+record = pathlib.Path(sys.argv[1])
+failed = {}
+for each in record.glob("*/v/cache/lastfailed"):
+    failed |= json.loads(each.read_text())
+again = record / "again/v/cache/lastfailed"
+again.parent.mkdir(parents=True)
+again.write_text(json.dumps(failed))
+print(*failed, sep="\n")
+END
+    ) || failed=
+    if [ $ended = 1 ] && [ -n "$failed" ] && [ "$(wc -l <<<"$failed")" -le 3 ]; then
+        step 'Once more, alone'
+        ended=0
+        "$python" -m pytest -q -o cache_dir="$record/again" --last-failed "$@" || ended=$?
+        [ $ended != 0 ] || sed 's/^/UNSTEADY: /' <<<"$failed"
     fi
+    rm -rf "$record"
     return $ended
+}
+
+# The whole suite in two halves side by side: nearly all of the first is one process that waits for
+# another. What it says is shown when both have ended. Not where there is a GPU: tests measure it.
+test_in_halves() { # PYTHON RECORD
+    local python=$1 record=$2 first=0 second=0 pid
+    "$python" -m pytest -q -o cache_dir="$record/first" "${FIRST_HALF[@]}" >"$record/log" 2>&1 &
+    pid=$!
+    trap 'kill $pid 2>/dev/null' EXIT
+    "$python" -m pytest -q -o cache_dir="$record/second" "${FIRST_HALF[@]/#/--ignore=}" || second=$?
+    wait $pid || first=$?
+    trap - EXIT
+    step "The other half (${FIRST_HALF[*]})"
+    cat "$record/log"
+    if [ $first -gt 1 ]; then
+        return $first
+    elif [ $second -gt 1 ]; then
+        return $second
+    fi
+    return $((first | second))
 }
 
 # Leaves an environment in which the appliance runs; with `requirements-dev.lock`, its tests too.

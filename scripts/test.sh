@@ -7,6 +7,8 @@
 #   --slow      also the tests that take minutes
 #   --vllm      also those against a real vLLM on the CPU (a second environment of 3 GB, .venv-vllm)
 #
+# Without arguments and without a GPU the suite runs in two halves side by side.
+#
 # At most three tests that failed are run once more, alone, because the machine may be shared; one that
 # passes only then is named in a line `UNSTEADY: ...` at the end. It is a defect to mend.
 set -euo pipefail

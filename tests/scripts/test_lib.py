@@ -145,6 +145,42 @@ def test_a_test_that_fails_twice_fails_the_run(tmp_path: Path) -> None:
     assert "UNSTEADY" not in done.stdout
 
 
+def test_the_whole_suite_runs_in_two_halves_and_a_failure_of_either_counts(
+    tmp_path: Path,
+) -> None:
+    def halves(first: str, second: str) -> subprocess.CompletedProcess[str]:
+        for name, code in (("slow", first), ("quick", second)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / f"test_{name}.py").write_text(code)
+            (tmp_path / name / "seen").unlink(missing_ok=True)
+        return bash(
+            f"cd {tmp_path}; FIRST_HALF=(slow); has_gpu() {{ false; }}; "
+            f"test_with_second_try {sys.executable}",
+            PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
+        )
+
+    good, bad = "def test_it(): pass\n", "def test_it(): assert 0\n"
+    flaky = (
+        "from pathlib import Path\n"
+        "def test_it():\n"
+        "    seen = Path(__file__).with_name('seen')\n"
+        "    known = seen.exists()\n"
+        "    seen.touch()\n"
+        "    assert known\n"
+    )
+    both = halves(good, good)
+    assert (both.returncode, both.stdout.count("1 passed")) == (0, 2)
+    assert halves(bad, good).returncode == 1
+    assert halves(good, bad).returncode == 1
+    unsteady = halves(flaky, flaky)
+    assert unsteady.returncode == 0
+    named = {line for line in unsteady.stdout.splitlines() if line.startswith("UNSTEADY")}
+    assert named == {
+        "UNSTEADY: slow/test_slow.py::test_it", "UNSTEADY: quick/test_quick.py::test_it"
+    }  # fmt: skip
+    assert halves("import nothing_of_this_name\n", good).returncode == 2
+
+
 @pytest.mark.parametrize("stop", ["-x", "--maxfail=1"])
 def test_a_run_that_stops_at_a_failure_is_not_repeated(tmp_path: Path, stop: str) -> None:
     assert second_try(tmp_path / "a", FLAKY, stop).returncode == 1
