@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from appliance.config.models import ClaudeModel, RemoteModel, reached
+from appliance.config.models import ClaudeModel, RemoteModel, is_cloud, reached
 from appliance.config.schema import Config
 from appliance.engines.base import Engine
 from appliance.errors import CutStream, EngineError
@@ -164,6 +164,8 @@ class Attempts:
         model = self._config().models[target]
         if not getattr(model, "images", False):
             ready = ready.in_words()
+        if is_cloud(model):
+            ready = ready.for_the_cloud()
         provider = self._bought_from(target)
         fitted = await _fitted(ready, engine, window - answer, is_bought=provider is not None)
         sampling = merged(model.sampling.to_sampling(), ready.agent.sampling.to_sampling())
