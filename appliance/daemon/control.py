@@ -232,7 +232,8 @@ class Control:
             needs_tools=bool(entry.tools),
             air_gap=config.network.air_gap,
         )
-        targets = self._places.describe(entry.models, agent, "")
+        may_spend = config.limits_of(agent).spend_micro_usd_max
+        targets = self._places.describe(entry.models, agent, "", may_spend)
         score = await self._learning.score(step, targets)
         decision = decided(step, targets, score, random.random(), tuning_of(config, entry))
         return bodies.Explanation(

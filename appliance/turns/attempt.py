@@ -15,6 +15,7 @@ from appliance.errors import CutStream, EngineError
 from appliance.scheduler.dispatcher import Lease, LeaseRequest
 from appliance.turns import events as ev
 from appliance.turns.hedge import FirstWords, first_to_speak
+from appliance.turns.limits import check_spend
 from appliance.turns.live import LiveTurn
 from appliance.turns.prompt import Fitted, fit, most_tokens
 from appliance.turns.ready import (
@@ -218,11 +219,13 @@ class Attempts:
         output = request.sampling.max_tokens or DEFAULT_ANSWER_TOKENS
         prices = provider.prices
         rate = max(prices.input_micro_usd, prices.cache_write_micro_usd)
+        most = -(-(prompt * rate + output * prices.output_micro_usd) // 1_000_000)
+        check_spend(ready.left, most)
         hold = await self._spending.reserve(
             agent=ready.agent_name,
             session_id=ready.state.session_id,
             turn_id=ready.state.turn_id,
-            micro_usd=-(-(prompt * rate + output * prices.output_micro_usd) // 1_000_000),
+            micro_usd=most,
             cloud_tokens=prompt + output,
         )
         try:

@@ -137,10 +137,14 @@ class Places:
         self._purse = purse
         self._clock = clock
 
-    def describe(self, names: tuple[str, ...], agent: str, session_id: str) -> list[TargetFacts]:
-        """One `TargetFacts` per name that is configured, in the order given."""
+    def describe(
+        self, names: tuple[str, ...], agent: str, session_id: str, turn_micro_usd: int
+    ) -> list[TargetFacts]:
+        """One `TargetFacts` per name that is configured, in the order given. `turn_micro_usd` is
+        what the turn itself may still spend, whatever the budgets leave."""
         config, capacity = self._config(), self._capacity()
-        left = self._purse.left_micro_usd(agent, session_id)
+        budget = self._purse.left_micro_usd(agent, session_id)
+        left = max(turn_micro_usd if budget is None else min(budget, turn_micro_usd), 0)
         has_slot_time = self._purse.gpu_ms_left(agent, session_id) != 0
         return [
             self._facts(name, config.models[name], capacity.models.get(name), left, has_slot_time)
@@ -157,7 +161,7 @@ class Places:
         name: str,
         model: ModelConfig,
         now: ModelCapacity | None,
-        left: int | None,
+        left: int,
         has_slot_time: bool,
     ) -> TargetFacts:
         in_cloud = is_cloud(model)
