@@ -28,7 +28,8 @@ from appliance.turns.stream import Item, Streams
 from appliance.types import Json, Label, Message, highest
 from appliance.wire.native import message_to_json, usage_to_json
 
-UNFINISHED_MAX = 10_000
+UNFINISHED_MAX = 100_000
+"""More than any configuration allows at once, so that all are taken up again."""
 """Turns accepted and not finished; beyond, new ones are shed. Each costs a few KB of RAM."""
 
 CANCEL_S = 2.0
@@ -139,9 +140,12 @@ class Turns:
         `Overloaded`, `StoreError`, `Conflict` while draining."""
         if self.is_draining:
             raise Conflict("the daemon is stopping", hint="try again after its restart")
-        if len(self._running) >= UNFINISHED_MAX:
+        most = self._config().daemon.turns_max
+        if len(self._running) >= most:
             raise Overloaded(
-                f"{UNFINISHED_MAX} turns are unfinished", hint="appliance turns", retry_after_s=30
+                f"{most} turns are unfinished",
+                hint="wait, cancel some (appliance turns), or raise [daemon] turns_max",
+                retry_after_s=30,
             )
         if request.key is None:
             return await self._start(request)
