@@ -161,7 +161,7 @@ class InventoryChanged:
 
 @dataclass(frozen=True, slots=True)
 class ConfigChanged:
-    """The whole wanted state; what it leaves out is drained and unloaded. No `policy`: as before."""
+    """The whole wanted state; what it leaves out is drained and unloaded. No policy: as before."""
 
     models: tuple[ModelSpec, ...]
     agents: tuple[AgentSpec, ...] = ()
