@@ -28,6 +28,7 @@ from appliance.turns.stream import Item, Streams
 from appliance.types import Json, Label, Message, highest
 from appliance.wire.native import message_to_json, usage_to_json
 
+ASKER_ENDED = "the turn that asked for it has ended"
 UNFINISHED_MAX = 100_000
 """More than any configuration allows at once, so that all are taken up again."""
 """Turns accepted and not finished; beyond, new ones are shed. Each costs a few KB of RAM."""
@@ -91,6 +92,7 @@ class Turns:
         self._running = Running(journal, self.streams, run, clock)
         self._answering = asyncio.Lock()
         self._by_key: dict[tuple[int, str], asyncio.Lock] = {}
+        self._beginning: set[asyncio.Task[None]] = set()
         self.is_draining = False
 
     async def __aenter__(self) -> Self:
@@ -186,11 +188,29 @@ class Turns:
         )
         turn_id = new_id("turn")
         self.streams.open(turn_id)
-        event = await self._accept(accepted, session, turn_id, request.key)
-        turn = LiveTurn(self._journal, self.streams, self._clock, apply(None, event), request.key)
+        # What is accepted also begins, whatever becomes of the caller meanwhile.
+        begun = asyncio.ensure_future(self._begin(accepted, session, turn_id, request.key))
+        self._beginning.add(begun)
+        begun.add_done_callback(self._begun)
+        await asyncio.shield(begun)
+        return Started(turn_id, session.session_id)
+
+    def _begun(self, task: asyncio.Task[None]) -> None:
+        self._beginning.discard(task)
+        if not task.cancelled():
+            task.exception()  # the caller was told, if there still is one
+
+    async def _begin(
+        self, accepted: ev.TurnAccepted, session: SessionRow, turn_id: str, key: str | None
+    ) -> None:
+        event = await self._accept(accepted, session, turn_id, key)
+        turn = LiveTurn(self._journal, self.streams, self._clock, apply(None, event), key)
         self.streams.publish_event(event)
         self._running.begin(turn)
-        return Started(turn_id, session.session_id)
+        asker = accepted.parent_turn
+        if asker is not None and not self._running.is_wanted(asker):
+            await self._cancel(turn_id, accepted.owner_uid, ASKER_ENDED)
+            await self._running.over(turn_id, CANCEL_S)
 
     async def _accept(
         self, accepted: ev.TurnAccepted, session: SessionRow, turn_id: str, key: str | None
@@ -234,11 +254,15 @@ class Turns:
             raise BadRequest("the message is empty", hint="say what the agent should do")
 
     async def recover(self) -> int:
-        """Take up every unfinished turn of earlier daemons. Returns how many."""
+        """Take up every unfinished turn of earlier daemons. Returns how many. One whose asker has
+        ended answers to nobody: the daemon died before it could be cancelled too."""
         rows = await self._index.turns(
             status=[status.value for status in UNFINISHED], limit=UNFINISHED_MAX
         )
         self._running.recover(rows)
+        for row in rows:
+            if row.parent_turn is not None and not self._running.is_wanted(row.parent_turn):
+                await self._cancel(row.turn_id, row.owner_uid, ASKER_ENDED)
         return len(rows)
 
     # --- looking --------------------------------------------------------------------------------
@@ -276,15 +300,20 @@ class Turns:
     async def cancel(self, turn_id: str, by_uid: int, reason: str = "cancelled") -> bool:
         """Cancel a turn wherever it is, and those it asked of other agents. False if it had ended
         already. Its end is on disk on return, unless the disk is full."""
-        state = await self.turn(turn_id)
-        usage = usage_to_json(state.usage)
-        cancelled = ev.TurnCancelled(reason=reason, by_uid=by_uid, usage=usage)
-        if state.is_finished or not self._running.cancel(turn_id, cancelled):
+        if not await self._cancel(turn_id, by_uid, reason):
             return False
         for child in self._running.children(turn_id):
             await self.cancel(child, by_uid, "the turn that asked for it was cancelled")
         await self._running.over(turn_id, CANCEL_S)
+        if self._beginning:  # a turn that it asks for in this moment sees its end, and ends too
+            await asyncio.wait(self._beginning, timeout=CANCEL_S)
         return True
+
+    async def _cancel(self, turn_id: str, by_uid: int, reason: str) -> bool:
+        state = await self.turn(turn_id)
+        usage = usage_to_json(state.usage)
+        cancelled = ev.TurnCancelled(reason=reason, by_uid=by_uid, usage=usage)
+        return not state.is_finished and self._running.cancel(turn_id, cancelled)
 
     async def ask_person(
         self, turn_id: str, server: str, message: str, fields: Mapping[str, Json]
