@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def started(folder: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads((folder / "started.json").read_text())
+    found: dict[str, object] = json.loads(folder.with_suffix(".started.json").read_text())
     return found
 
 
@@ -122,10 +122,10 @@ async def test_two_starts_on_one_card_follow_each_other(tmp_path: Path) -> None:
         )
         async with stand_in_engine(second, locks=locks, cards=("GPU-b",)):
             assert not waiting.done()
-            assert not (first / "started.json").exists()
+            assert not first.with_suffix(".started.json").exists()
     engine = await waiting
     await engine.__aexit__(None, None, None)
-    assert (first / "started.json").exists()
+    assert first.with_suffix(".started.json").exists()
 
 
 async def test_a_refused_folder_starts_nothing(folder: Path) -> None:
@@ -134,7 +134,7 @@ async def test_a_refused_folder_starts_nothing(folder: Path) -> None:
 
     with pytest.raises(ModelBroken, match="as asked"):
         await stand_in_engine(folder, precheck=refuses).__aenter__()
-    assert not (folder / "started.json").exists()
+    assert not folder.with_suffix(".started.json").exists()
 
 
 def test_text_of_a_person_is_no_control_token(folder: Path) -> None:

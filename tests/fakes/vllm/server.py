@@ -1,10 +1,10 @@
 """The stand-in vLLM: `python -m tests.fakes.vllm.server --model DIR --port P … [--behaviour NAME]`.
 
 Takes vLLM's arguments and answers text completions as it does: the last user text of a ChatML
-prompt again, a word a chunk. It wants the key in VLLM_API_KEY from whoever asks. Into the model
-folder it writes `started.json`: its arguments and environment. Behaviours: `dies` at the start,
-after a line on stderr; `mute` is healthy and generates nothing; `falls_mute` does so once the file
-`mute` is in the folder; `slow` sends a word every 50 ms.
+prompt again, a word a chunk. It wants the key in VLLM_API_KEY from whoever asks. Its arguments and
+environment are in `DIR.started.json`, beside the model: what is in DIR is the model. Behaviours:
+`dies` at the start, after a line on stderr; `mute` is healthy and generates nothing; `falls_mute`
+does so once the file `mute` is in the folder; `slow` sends a word every 50 ms.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def main() -> None:
     options, _ = parser.parse_known_args()
     folder = Path(options.model)
     told = {"argv": sys.argv[1:], "environment": dict(os.environ), "pid": os.getpid()}
-    (folder / "started.json").write_text(json.dumps(told))
+    folder.with_suffix(".started.json").write_text(json.dumps(told))
     if options.behaviour == "dies":
         sys.exit("ValueError: no available memory for the cache blocks")
     asyncio.run(_serve(options, folder))
