@@ -8,14 +8,15 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-READY_S = 20.0
+READY_S = 60.0
+PATIENCE_S = 1.0
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 SCRIPTED_CONFIG = """
@@ -91,6 +92,13 @@ class Daemon:
             self.process.terminate()
         return await asyncio.wait_for(self.process.wait(), 60)
 
+    async def end(self) -> None:
+        """Stop it when all has been shown: not many seconds later because a model still talks."""
+        self.process.terminate()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.process.wait(), PATIENCE_S)
+        await self.stop()  # a second SIGTERM ends the waiting for running steps
+
 
 @asynccontextmanager
 async def running(home: Path, **environment: str) -> AsyncIterator[Daemon]:
@@ -101,7 +109,7 @@ async def running(home: Path, **environment: str) -> AsyncIterator[Daemon]:
     finally:
         await daemon.session.close()
         if daemon.process.returncode is None:
-            await daemon.stop()
+            await daemon.end()
 
 
 async def start(home: Path, **environment: str) -> Daemon:

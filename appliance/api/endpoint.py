@@ -14,9 +14,10 @@ from appliance.api.peer import Peer, Role
 
 
 class ApiModel(BaseModel):
-    """Base of request and response bodies: unknown keys are refused, values are frozen."""
+    """Base of request and response bodies: unknown keys are refused, values are frozen. Each is
+    built when it is first used, not when the daemon starts."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)

@@ -104,10 +104,15 @@ async def _as_coroutine(work: Callable[[], Awaitable[T]]) -> T:
 
 def fail(error: ApplianceError) -> NoReturn:
     """Say what went wrong and what to do next, and end with the right code."""
+    raise typer.Exit(say(error))
+
+
+def say(error: ApplianceError) -> Exit:
+    """Say what went wrong and what to do next; the exit code for it."""
     err.print(f"[red]{escape(clean(error.message))}[/red]", soft_wrap=True)
     if error.hint:
         err.print(f"[dim]→ {escape(clean(error.hint))}[/dim]", soft_wrap=True)
-    raise typer.Exit(exit_code(error))
+    return exit_code(error)
 
 
 def print_json(value: Any) -> None:

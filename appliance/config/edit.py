@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import tomlkit
-from tomlkit.items import Array
+from typing import TYPE_CHECKING, Any
 
 from appliance.config.check import did_you_mean
 from appliance.config.load import parse
 from appliance.errors import NotFound
+
+if TYPE_CHECKING:
+    from tomlkit.items import Array
 
 
 def set_agent_model(text: str, agent: str, model: str, path: Path = Path("config.toml")) -> str:
@@ -28,6 +28,8 @@ def set_agent_model(text: str, agent: str, model: str, path: Path = Path("config
     before = config.agents[agent].models
     if before[0] == model:
         return text
+    import tomlkit
+
     document = tomlkit.parse(text)
     entry: MutableMapping[str, Any] = document["agents"][agent]
     _put(entry["models"], (model, *(name for name in before if name != model)))

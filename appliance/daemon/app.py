@@ -73,6 +73,7 @@ from appliance.store.index import Index
 from appliance.store.journal import Journal
 from appliance.store.ledger import Ledger
 from appliance.store.places import PlaceLabels
+from appliance.tools import schema
 from appliance.tools.ports import Ports
 from appliance.tools.registry import Toolbox
 from appliance.turns.attempt import Attempts
@@ -90,6 +91,9 @@ from appliance.turns.step import Steps
 log = logging.getLogger(__name__)
 
 TOKEN_BYTES = 32
+
+QUIET_S = 1.0
+"""After a start. The turns that are taken up again come first."""
 
 
 async def run_daemon(
@@ -305,6 +309,7 @@ async def run_daemon(
             ),
             background.create_task(systemd.feed_watchdog(is_alive), name="watchdog"),
             background.create_task(settle_left(), name="tapes"),
+            background.create_task(_import_the_rest(), name="imports"),
         ]
         asyncio.get_running_loop().add_signal_handler(
             signal.SIGHUP, lambda: background.create_task(configuration.reload_quietly())
@@ -334,6 +339,12 @@ async def _reconfigure(
     )
     named = [named_pins(spec, inventory) for spec in specs]
     await scheduler.reconfigure(named, agent_specs(config), policy_of(config))
+
+
+async def _import_the_rest() -> None:
+    """What a start leaves out and a turn's first tool call would wait for, in a thread."""
+    await asyncio.sleep(QUIET_S)
+    await asyncio.to_thread(schema.problems, {"type": "object"}, {})
 
 
 async def _load_anew(weights: Weights, reconfigure: Callable[[], Awaitable[None]]) -> None:

@@ -9,7 +9,7 @@ STREAM = "egress"
 
 
 class JournalAudit:
-    """`egress.transport.Audit`. Survives a killed process; not worth an fsync per request, since
+    """`egress.audit.Audit`. Survives a killed process; not worth an fsync per request, since
     the reservation of a call that costs money is on disk before it."""
 
     def __init__(self, journal: Journal) -> None:

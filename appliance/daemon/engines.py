@@ -27,7 +27,7 @@ from appliance.engines.llamacpp.params import LlamaCppParams
 from appliance.engines.provider.meter import Meter
 from appliance.engines.scripted import ScriptedEngine
 from appliance.engines.vllm.params import VllmParams
-from appliance.engines.vllm.server import StartLocks
+from appliance.engines.vllm.starts import StartLocks
 from appliance.errors import ModelBroken
 from appliance.gpu.gguf import precheck
 from appliance.gpu.safetensors import read_shape

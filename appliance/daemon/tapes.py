@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import httpx2
-
 from appliance.config.models import RemoteModel, reached
 from appliance.config.schema import Config
 from appliance.egress.courier.courier import Courier
@@ -32,8 +30,12 @@ class Tapes:
         provider = None if entry is None or tape is None else reached(tape.model, entry)
         if tape is None or provider is None:
             return None
+        import httpx2
+
+        from appliance.egress.courier.replay import replayed
+
         try:
-            response = await tape.response()
+            response = await replayed(tape)
         except (httpx2.RemoteProtocolError, FileNotFoundError):
             return None
         if isinstance(provider, RemoteModel):

@@ -6,21 +6,23 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
-
-import httpx2
+from typing import TYPE_CHECKING
 
 from appliance.clock import Clock
 from appliance.config.models import ClaudeModel, RemoteModel, reached
 from appliance.config.schema import Config
+from appliance.egress.audit import Audit
 from appliance.egress.courier.courier import Courier
-from appliance.egress.dial import Dialler
 from appliance.egress.gate import Gate
 from appliance.egress.guard import PROCESS_GUARD, Guard
 from appliance.egress.keys import find_key
 from appliance.egress.rates import Rates, observed
+from appliance.egress.reach import Reach
 from appliance.egress.rules import Purpose, target_of
-from appliance.egress.transport import Audit, DoorTransport
 from appliance.errors import ConfigError
+
+if TYPE_CHECKING:
+    import httpx2
 
 READ_TIMEOUT_S = 600.0
 """Silence on a connection before it counts as dead, where the borrower sets nothing tighter."""
@@ -52,7 +54,7 @@ class Egress:
         self._environment = environment
         self._guard = guard
         self._courier = courier
-        self._dialler = Dialler(config, guard)
+        self._reach = Reach(config, guard)
         self._rates: dict[str, Rates] = {}
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -100,14 +102,19 @@ class Egress:
         """A client whose every request passes the door. The borrower closes it.
 
         No redirects, nothing from the environment (proxies, netrc, certificates). Send inside
-        `on_errand(...)`, or be refused.
+        `on_errand(...)`, or be refused. The first call imports the library and every one reads the
+        root certificates, 50 ms: call it in a thread.
         """
+        import httpx2
+
+        from appliance.egress.transport import DoorTransport
+
         connect_s = self._config().network.connect_timeout_s
         return httpx2.AsyncClient(
             transport=DoorTransport(
                 purpose,
                 self._config,
-                self._dialler,
+                self._reach,
                 self._audit,
                 self._clock,
                 self._answered,
@@ -120,7 +127,7 @@ class Egress:
 
     def gate(self, listener: socket.socket) -> Gate:
         """The way out for processes in a sandbox, at a bound unix socket; `async with` opens it."""
-        return Gate(listener, self._config, self._dialler, self._audit, self._clock)
+        return Gate(listener, self._config, self._reach, self._audit, self._clock)
 
     def _answered(self, purpose: Purpose, headers: httpx2.Headers, status: int) -> None:
         if purpose.kind != "model":

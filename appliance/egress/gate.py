@@ -23,14 +23,12 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-import httpcore2
-
 from appliance.clock import Clock
 from appliance.config.schema import Config
-from appliance.egress.dial import Dialler
+from appliance.egress.audit import Audit, Line
 from appliance.egress.errand import Errand
+from appliance.egress.reach import Reach, Unreached
 from appliance.egress.rules import Purpose, Target, refusal, target_of
-from appliance.egress.transport import Audit, Line
 from appliance.errors import EgressDenied
 
 HEAD_MAX_BYTES = 64 << 10
@@ -72,14 +70,14 @@ class Gate:
         self,
         listener: socket.socket,
         config: Callable[[], Config],
-        dialler: Dialler,
+        reach: Reach,
         audit: Audit,
         clock: Clock,
     ) -> None:
         self.path = Path(listener.getsockname())
         self._listener = listener
         self._config = config
-        self._dialler = dialler
+        self._reach = reach
         self._audit = audit
         self._clock = clock
         self._permits: dict[str, Permit] = {}
@@ -167,7 +165,7 @@ class Gate:
             permit.refused(error.message)
             journey.status = 403
             await _answer(writer, "403 Forbidden", error.message)
-        except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+        except Unreached as error:
             journey.status = 502
             await _answer(writer, "502 Bad Gateway", f"{asked.target} cannot be reached: {error}")
         finally:
@@ -193,12 +191,12 @@ class Gate:
         """A connection to the target, its plain request already on the way."""
         network = self._config().network
         if network.proxy:
-            streams = await self._dialler.open_stream(
+            streams = await self._reach.open_stream(
                 target_of(network.proxy), network.connect_timeout_s
             )
             await _ask_proxy(streams, asked.target, network.connect_timeout_s)
         else:
-            streams = await self._dialler.open_stream(asked.target, network.connect_timeout_s)
+            streams = await self._reach.open_stream(asked.target, network.connect_timeout_s)
         streams[1].write(asked.head)
         return streams
 
@@ -281,7 +279,7 @@ def _is_ours(line: str) -> bool:
 
 
 async def _ask_proxy(streams: _Streams, target: Target, timeout_s: float) -> None:
-    """Have the proxy of `[network]` open the way. Raises `httpcore2.ConnectError`."""
+    """Have the proxy of `[network]` open the way. Raises `Unreached`."""
     host = f"[{target.host}]" if ":" in target.host else target.host
     streams[1].write(f"CONNECT {host}:{target.port} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
     try:
@@ -289,11 +287,11 @@ async def _ask_proxy(streams: _Streams, target: Target, timeout_s: float) -> Non
             head = await streams[0].readuntil(b"\r\n\r\n")
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError) as error:
         streams[1].close()
-        raise httpcore2.ConnectError("the proxy does not answer as one") from error
+        raise Unreached("the proxy does not answer as one") from error
     status = head.split(b"\r\n", 1)[0].decode("latin-1")
     if " 200" not in status:
         streams[1].close()
-        raise httpcore2.ConnectError(f"the proxy says: {status[:200]}")
+        raise Unreached(f"the proxy says: {status[:200]}")
 
 
 async def _answer(writer: asyncio.StreamWriter, status: str, text: str) -> None:

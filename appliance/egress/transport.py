@@ -6,56 +6,28 @@ import hashlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import httpcore2
 import httpx2
 
 from appliance.clock import Clock
 from appliance.config.schema import Config
+from appliance.egress.audit import Audit, Line
 from appliance.egress.courier.courier import Courier
+from appliance.egress.courier.replay import replayed
 from appliance.egress.courier.stream import Exchange, exchanging
 from appliance.egress.courier.tape import Tape, header_of
 from appliance.egress.dial import CarriedDialler, Dialler
 from appliance.egress.errand import Errand, current_errand
+from appliance.egress.reach import Reach
 from appliance.egress.rules import Purpose, Target, refusal
 from appliance.errors import EgressDenied
-from appliance.types import Json
 
 CONNECTIONS_MAX = 64
 """Of one client. Engines bound their calls by slots; this bounds a bug."""
 
 KEEPALIVE_S = 30.0
-
-
-class Audit(Protocol):
-    """Where the record of what left goes; the daemon's journal."""
-
-    async def record(self, kind: str, body: dict[str, Json]) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of the audit, before the kind of event it is."""
-
-    purpose: Purpose
-    target: Target
-    method: str
-    errand: Errand | None
-    bytes_out: int
-
-    def to_json(self) -> dict[str, Json]:
-        errand = self.errand
-        return {
-            "purpose": str(self.purpose),
-            "host": str(self.target),
-            "method": self.method,
-            "agent": "" if errand is None else errand.agent,
-            "turn": "" if errand is None else errand.turn_id,
-            "label": "" if errand is None else errand.label.value,
-            "bytes_out": self.bytes_out,
-        }
 
 
 class DoorTransport(httpx2.AsyncBaseTransport):
@@ -69,7 +41,7 @@ class DoorTransport(httpx2.AsyncBaseTransport):
         self,
         purpose: Purpose,
         config: Callable[[], Config],
-        dialler: Dialler,
+        reach: Reach,
         audit: Audit,
         clock: Clock,
         on_answer: Callable[[Purpose, httpx2.Headers, int], None],
@@ -82,8 +54,8 @@ class DoorTransport(httpx2.AsyncBaseTransport):
         self._on_answer = on_answer
         self._courier = courier
         proxy = config().network.proxy
-        self._pool = _pool(proxy, dialler)
-        self._carried = None if courier is None else _pool(proxy, CarriedDialler(dialler, courier))
+        self._pool = _pool(proxy, Dialler(reach))
+        self._carried = None if courier is None else _pool(proxy, CarriedDialler(reach, courier))
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         target = _target(request.url)
@@ -131,7 +103,7 @@ class DoorTransport(httpx2.AsyncBaseTransport):
     async def _adopted(self, tape: Tape, line: Line) -> httpx2.Response:
         started_s = self._clock.monotonic()
         await self._audit.record("egress.adopted", {**line.to_json(), "tape": tape.name})
-        answer = await tape.response()
+        answer = await replayed(tape)
 
         async def closed(bytes_in: int) -> None:
             await self._closed(line, started_s, answer.status_code, bytes_in)

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
-
-from jsonschema import Draft202012Validator, ValidationError, validators
-from jsonschema.exceptions import SchemaError
-from referencing import Registry
-from referencing.exceptions import Unresolvable
+from typing import TYPE_CHECKING, Any
 
 from appliance.types import Json
+
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
 
 SCHEMA_MAX_CHARS = 32_768
 ARGUMENTS_MAX_CHARS = 8 << 20
@@ -40,6 +38,8 @@ def problems(schema: Mapping[str, Json], arguments: Json) -> list[str]:
         return [f"the arguments are no JSON: {error}"]
     if size > ARGUMENTS_MAX_CHARS:
         return [f"the arguments have {size} characters, more than {ARGUMENTS_MAX_CHARS}"]
+    from referencing.exceptions import Unresolvable
+
     found = []
     try:
         for problem in _validator(schema).iter_errors(dict(arguments)):
@@ -61,6 +61,9 @@ def schema_problem(schema: Json) -> str:
         return f"the schema has {len(text)} characters, more than {SCHEMA_MAX_CHARS}"
     if not isinstance(schema, dict) or schema.get("type") != "object":
         return "the schema is not of type object"
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+
     try:
         Draft202012Validator.check_schema(schema)
     except (SchemaError, RecursionError) as error:
@@ -69,6 +72,9 @@ def schema_problem(schema: Json) -> str:
 
 
 def _validator(schema: Mapping[str, Json]) -> Any:
+    from jsonschema import Draft202012Validator, validators
+    from referencing import Registry
+
     fuel = [FUEL]
 
     def fueled(check: Callable[..., Any]) -> Callable[..., Iterator[ValidationError]]:

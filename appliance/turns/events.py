@@ -19,7 +19,7 @@ from appliance.types import Json
 class Body(BaseModel):
     """What every event body shares. Unknown fields are ignored so that a downgrade still reads."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
     kind: ClassVar[str]
     version: ClassVar[int] = 1
 
@@ -55,7 +55,7 @@ class Bare(BaseModel):
     """A prompt that is complete in itself: no tools, no memory, not the agent's own system prompt.
     `earlier` are the messages before the turn's own."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
     asked_by: str
     system: str = ""
     earlier: list[dict[str, Json]] = []

@@ -92,7 +92,6 @@ class Turns:
         self._running = Running(journal, self.streams, run, clock)
         self._answering = asyncio.Lock()
         self._by_key: dict[tuple[int, str], asyncio.Lock] = {}
-        self._beginning: set[asyncio.Task[None]] = set()
         self.is_draining = False
 
     async def __aenter__(self) -> Self:
@@ -188,29 +187,20 @@ class Turns:
         )
         turn_id = new_id("turn")
         self.streams.open(turn_id)
-        # What is accepted also begins, whatever becomes of the caller meanwhile.
-        begun = asyncio.ensure_future(self._begin(accepted, session, turn_id, request.key))
-        self._beginning.add(begun)
-        begun.add_done_callback(self._begun)
-        await asyncio.shield(begun)
+        accepting = asyncio.ensure_future(self._accept(accepted, session, turn_id, request.key))
+        try:
+            self._begin(await asyncio.shield(accepting), request.key)
+        except asyncio.CancelledError:
+            # The append goes on, and a turn that is on disk runs: else nothing would end it, not
+            # even `cancel`, which cancels what was asked for by the turn that is waiting here.
+            self._begin(await accepting, request.key)
+            raise
         return Started(turn_id, session.session_id)
 
-    def _begun(self, task: asyncio.Task[None]) -> None:
-        self._beginning.discard(task)
-        if not task.cancelled():
-            task.exception()  # the caller was told, if there still is one
-
-    async def _begin(
-        self, accepted: ev.TurnAccepted, session: SessionRow, turn_id: str, key: str | None
-    ) -> None:
-        event = await self._accept(accepted, session, turn_id, key)
-        turn = LiveTurn(self._journal, self.streams, self._clock, apply(None, event), key)
-        self.streams.publish_event(event)
+    def _begin(self, accepted: Event, key: str | None) -> None:
+        turn = LiveTurn(self._journal, self.streams, self._clock, apply(None, accepted), key)
+        self.streams.publish_event(accepted)
         self._running.begin(turn)
-        asker = accepted.parent_turn
-        if asker is not None and not self._running.is_wanted(asker):
-            await self._cancel(turn_id, accepted.owner_uid, ASKER_ENDED)
-            await self._running.over(turn_id, CANCEL_S)
 
     async def _accept(
         self, accepted: ev.TurnAccepted, session: SessionRow, turn_id: str, key: str | None
@@ -302,12 +292,14 @@ class Turns:
         already. Its end is on disk on return, unless the disk is full."""
         if not await self._cancel(turn_id, by_uid, reason):
             return False
+        await self._cancel_children(turn_id, by_uid)
+        await self._running.over(turn_id, CANCEL_S)
+        await self._cancel_children(turn_id, by_uid)  # that were being accepted meanwhile
+        return True
+
+    async def _cancel_children(self, turn_id: str, by_uid: int) -> None:
         for child in self._running.children(turn_id):
             await self.cancel(child, by_uid, "the turn that asked for it was cancelled")
-        await self._running.over(turn_id, CANCEL_S)
-        if self._beginning:  # a turn that it asks for in this moment sees its end, and ends too
-            await asyncio.wait(self._beginning, timeout=CANCEL_S)
-        return True
 
     async def _cancel(self, turn_id: str, by_uid: int, reason: str) -> bool:
         state = await self.turn(turn_id)

@@ -18,6 +18,7 @@ import pytest
 from appliance.clock import SystemClock
 from appliance.config.schema import Config
 from appliance.egress.courier.courier import Courier
+from appliance.egress.courier.replay import replayed
 from appliance.egress.courier.tape import Tape, found
 from appliance.egress.door import Egress
 from appliance.egress.errand import Errand, on_errand
@@ -96,7 +97,7 @@ async def opened(
 
 
 async def rest_of(tape: Tape) -> bytes:
-    return await (await tape.response()).aread()
+    return await (await replayed(tape)).aread()
 
 
 async def test_an_answer_is_taped_as_it_passes_and_the_key_is_nowhere(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.daemons import REPOSITORY, cli, running
 from tests.engines.vllm.rig import STAND_IN, write_folder
+from tests.fakes.vllm.server import started_file
 
 CONFIG = """
 [models.near]
@@ -46,7 +47,7 @@ async def test_an_agent_answers_on_it(tmp_path: Path) -> None:
         ended = await daemon.ask("one two three")
         assert ended["type"] == "turn.completed", ended
         assert ended["text"].strip() == "one two three"
-        told = json.loads((home / "models" / "small.started.json").read_text())
+        told = json.loads(started_file(home / "models" / "small").read_text())
         assert told["argv"][told["argv"].index("--max-model-len") + 1] == "2048"
         # 2 slots of 2048 tokens and the spare ones, 8 of K and 8 of V, two bytes each
         ordered = int(told["argv"][told["argv"].index("--kv-cache-memory-bytes") + 1])
@@ -56,14 +57,14 @@ async def test_an_agent_answers_on_it(tmp_path: Path) -> None:
 
 
 async def test_a_server_that_dies_in_mid_answer_is_started_again(tmp_path: Path) -> None:
-    home = write_vllm_home(tmp_path / "home", "--behaviour", "slow")
+    home = write_vllm_home(tmp_path / "home", "--behaviour", "stalls")
     async with running(home) as daemon:
-        turn = await daemon.start_turn("word " * 120)
+        turn = await daemon.start_turn("word " * 60)
         async with asyncio.timeout(60):
             async for item in daemon.follow(turn):
-                if item["type"] == "text.delta":
+                if item["type"] == "delta":
                     break
-        told = json.loads((home / "models" / "small.started.json").read_text())
+        told = json.loads(started_file(home / "models" / "small").read_text())
         os.kill(told["pid"], signal.SIGKILL)
         ended = await daemon.ended(turn)
         assert ended["type"] == "turn.completed", ended

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from appliance.cli.main import app
+from appliance.cli.commands import app
 from appliance.errors import BadRequest
 from appliance.gpu.types import GIB, HOST, Device, FixedFootprint, Inventory, PlacementPolicy, Want
 from appliance.scheduler.plan import cards_named, fit_together, outlook

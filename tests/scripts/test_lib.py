@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def bash(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, **environ},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 
@@ -109,6 +110,59 @@ def test_wheels_built_with_other_flags_are_kept_apart(tmp_path: Path) -> None:
 def test_a_step_is_done_again_only_when_its_inputs_change(tmp_path: Path) -> None:
     code = f"stamp {tmp_path} lock abc; is_stamped {tmp_path} lock abc && echo same; "
     assert bash(code + f"is_stamped {tmp_path} lock abd || echo other").stdout == "same\nother\n"
+
+
+def second_try(folder: Path, tests: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    folder.mkdir(exist_ok=True)
+    (folder / "test_some.py").write_text(
+        "from pathlib import Path\n"
+        "def is_first(name):\n"
+        "    seen = Path(__file__).with_name(name)\n"
+        "    first = not seen.exists()\n"
+        "    seen.touch()\n"
+        "    return first\n"
+        "def test_good(): is_first('good')\n" + tests
+    )
+    words = " ".join(arguments)
+    alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # as fast as pytest itself
+    return bash(f"test_with_second_try {sys.executable} {folder} {words}", **alone)
+
+
+FLAKY = "def test_flaky(): assert not is_first('flaky')\n"
+BAD = "def test_bad(): assert 0\n"
+
+
+def test_a_test_that_passes_at_the_second_try_is_named_and_is_no_failure(tmp_path: Path) -> None:
+    done = second_try(tmp_path / "a", FLAKY)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1] == "UNSTEADY: test_some.py::test_flaky"
+    assert "1 passed" in done.stdout.splitlines()[-2], "alone, without the one that was good"
+
+
+def test_a_test_that_fails_twice_fails_the_run(tmp_path: Path) -> None:
+    done = second_try(tmp_path / "a", FLAKY + BAD)
+    assert done.returncode == 1
+    assert "UNSTEADY" not in done.stdout
+
+
+@pytest.mark.parametrize("stop", ["-x", "--maxfail=1"])
+def test_a_run_that_stops_at_a_failure_is_not_repeated(tmp_path: Path, stop: str) -> None:
+    assert second_try(tmp_path / "a", FLAKY, stop).returncode == 1
+
+
+def test_many_failures_and_files_that_cannot_be_read_are_not_repeated(tmp_path: Path) -> None:
+    four = "".join(FLAKY.replace("flaky", f"flaky{n}") for n in range(4))
+    assert second_try(tmp_path / "a", four).returncode == 1
+    done = second_try(tmp_path / "b", "import nothing_of_this_name\n")
+    assert done.returncode == 2
+    assert "Once more" not in done.stderr
+
+
+def test_good_tests_are_run_once_and_a_choice_of_none_is_told(tmp_path: Path) -> None:
+    done = second_try(tmp_path / "a", "")
+    assert done.returncode == 0
+    assert "Once more" not in done.stderr
+    assert second_try(tmp_path / "a", "", "-k", "nothing").returncode == 5
 
 
 def test_an_answer_is_shown_as_it_comes_and_a_failed_turn_is_a_failure(tmp_path: Path) -> None:

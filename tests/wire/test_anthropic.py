@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,11 +59,24 @@ def body_of(history: tuple[Message, ...], **more: object) -> dict[str, Json]:
     return messages_body(request, MODEL)
 
 
-@settings(max_examples=1_000, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(histories, st.booleans(), st.booleans())
 def test_no_history_moved_to_claude_is_refused_by_strict_validation(
     history: tuple[Message, ...], thinking: bool, with_tools: bool
 ) -> None:
+    check_accepted(history, thinking, with_tools)
+
+
+@pytest.mark.slow
+@settings(max_examples=5_000, deadline=None)
+@given(histories, st.booleans(), st.booleans())
+def test_no_history_of_five_thousand_is_refused(
+    history: tuple[Message, ...], thinking: bool, with_tools: bool
+) -> None:
+    check_accepted(history, thinking, with_tools)
+
+
+def check_accepted(history: tuple[Message, ...], thinking: bool, with_tools: bool) -> None:
     body = body_of(history, thinking=thinking, tools=TOOLS if with_tools else ())
     assert violation(body, {SIGNATURE}) is None
     json.dumps(body, ensure_ascii=False).encode()

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Self
 
 from appliance.egress.courier import process, tape
-from appliance.egress.courier.stream import CourierStream
 from appliance.egress.courier.tape import Tape
 
 log = logging.getLogger(__name__)
@@ -81,8 +80,9 @@ class Courier:
                 return False
         return True
 
-    def carry(self, server: socket.socket, address: tuple[str, int]) -> CourierStream:
-        """Hand over a connection. It is the courier's from here on. Raises `OSError`."""
+    def carry(self, server: socket.socket) -> socket.socket:
+        """Hand over a connection for our end of a link that `CourierStream` speaks over. It is the
+        courier's from here on. Raises `OSError`."""
         ours, theirs = socket.socketpair()
         with server, theirs:
             if self._control is None:
@@ -94,7 +94,7 @@ class Courier:
                 ours.close()
                 raise
         ours.setblocking(False)
-        return CourierStream(ours, address)
+        return ours
 
     async def cut(self) -> None:
         """End every call under way at once, those an earlier daemon left too."""

@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h11
-import httpx2
-
 SUFFIX = ".tape"
 HEADER_MAX_BYTES = 4_096
 PIECE_BYTES = 1 << 16
@@ -52,37 +49,8 @@ class Tape:
         finally:
             os.close(pid_fd)
 
-    async def response(self) -> httpx2.Response:
-        """The answer as it came, and while it comes. Raises `httpx2.RemoteProtocolError` where it
-        ends before its head does; its body raises that for an early end."""
-        parser = h11.Connection(h11.CLIENT)
-        parser.send(h11.Request(method="POST", target="/", headers=[("host", "tape")]))
-        parser.send(h11.EndOfMessage())
-        events = self._events(parser)
-        async for event in events:
-            if isinstance(event, h11.Response):
-                return httpx2.Response(
-                    event.status_code, headers=event.headers.raw_items(), stream=_Body(events)
-                )
-        raise httpx2.RemoteProtocolError("the answer on tape has no head")
-
-    async def _events(self, parser: h11.Connection) -> AsyncIterator[h11.Event]:
-        try:
-            async for piece in self._pieces():
-                parser.receive_data(piece)
-                while isinstance(event := parser.next_event(), h11.Event):
-                    yield event
-                    if isinstance(event, h11.EndOfMessage):
-                        return
-            parser.receive_data(b"")
-            while isinstance(event := parser.next_event(), h11.Event):
-                yield event
-                if isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
-                    return
-        except h11.RemoteProtocolError as error:
-            raise httpx2.RemoteProtocolError(str(error)) from error
-
-    async def _pieces(self) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The bytes of the answer, as they came and while they come."""
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.answer_at)
             while True:
@@ -128,13 +96,3 @@ def _read(path: Path) -> Tape | None:
         return Tape(path, *who, int(said["pid"]), len(line))
     except (ValueError, KeyError, TypeError):
         return None
-
-
-class _Body(httpx2.AsyncByteStream):
-    def __init__(self, events: AsyncIterator[h11.Event]) -> None:
-        self._events = events
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for event in self._events:
-            if isinstance(event, h11.Data):
-                yield bytes(event.data)

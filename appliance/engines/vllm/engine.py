@@ -31,7 +31,8 @@ from appliance.engines.remote.reader import Malformed
 from appliance.engines.vllm.answer import TextAnswer
 from appliance.engines.vllm.folder import ChatFolder, read_chat_folder
 from appliance.engines.vllm.params import VllmParams
-from appliance.engines.vllm.server import StartLocks, VllmServer
+from appliance.engines.vllm.server import VllmServer
+from appliance.engines.vllm.starts import StartLocks
 from appliance.errors import BadRequest, EngineError, ModelBroken
 from appliance.types import (
     Completion,

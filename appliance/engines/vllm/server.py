@@ -9,13 +9,12 @@ token: before the instance is called loaded, and then whenever nothing else show
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import secrets
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
@@ -29,21 +28,6 @@ START_CANARY_S = 300.0
 """The first token may compile kernels."""
 
 _PROGRESS = re.compile(r"(?:Loading|Completed).*?(\d{1,3})% Completed|shards:\s+(\d{1,3})%")
-
-
-class StartLocks:
-    """One start at a time per card: a server measures the free memory while it starts, and two at
-    once charge each other's bytes to themselves."""
-
-    def __init__(self) -> None:
-        self._locks: dict[str, asyncio.Lock] = {}
-
-    @contextlib.asynccontextmanager
-    async def starting(self, cards: Iterable[str]) -> AsyncIterator[None]:
-        async with contextlib.AsyncExitStack() as held:
-            for card in sorted(cards) or ["cpu"]:
-                await held.enter_async_context(self._locks.setdefault(card, asyncio.Lock()))
-            yield
 
 
 class VllmServer:

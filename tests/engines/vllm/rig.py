@@ -11,7 +11,7 @@ from pathlib import Path
 from appliance.clock import SystemClock
 from appliance.engines.vllm.engine import VllmEngine
 from appliance.engines.vllm.params import VllmParams
-from appliance.engines.vllm.server import StartLocks
+from appliance.engines.vllm.starts import StartLocks
 from tests.daemons import REPOSITORY
 
 STAND_IN = (sys.executable, "-m", "tests.fakes.vllm.server")

@@ -14,10 +14,11 @@ from appliance.clock import new_id
 from appliance.engines.base import InstanceState
 from appliance.engines.chat.marks import Segment
 from appliance.engines.vllm.folder import read_chat_folder
-from appliance.engines.vllm.server import StartLocks
+from appliance.engines.vllm.starts import StartLocks
 from appliance.errors import ApplianceError, EngineTimeout, ModelBroken
 from appliance.types import Completion, GenerateRequest, Role, Sampling, TextDelta, text_message
 from tests.engines.vllm.rig import stand_in_engine, write_folder
+from tests.fakes.vllm.server import started_file
 
 
 def ask(text: str, **sampling: object) -> GenerateRequest:
@@ -31,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def started(folder: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads(folder.with_suffix(".started.json").read_text())
+    found: dict[str, object] = json.loads(started_file(folder).read_text())
     return found
 
 
@@ -122,10 +123,10 @@ async def test_two_starts_on_one_card_follow_each_other(tmp_path: Path) -> None:
         )
         async with stand_in_engine(second, locks=locks, cards=("GPU-b",)):
             assert not waiting.done()
-            assert not first.with_suffix(".started.json").exists()
+            assert not started_file(first).exists()
     engine = await waiting
     await engine.__aexit__(None, None, None)
-    assert first.with_suffix(".started.json").exists()
+    assert started_file(first).exists()
 
 
 async def test_a_refused_folder_starts_nothing(folder: Path) -> None:
@@ -134,7 +135,7 @@ async def test_a_refused_folder_starts_nothing(folder: Path) -> None:
 
     with pytest.raises(ModelBroken, match="as asked"):
         await stand_in_engine(folder, precheck=refuses).__aenter__()
-    assert not folder.with_suffix(".started.json").exists()
+    assert not started_file(folder).exists()
 
 
 def test_text_of_a_person_is_no_control_token(folder: Path) -> None:

@@ -1,10 +1,11 @@
 """The stand-in vLLM: `python -m tests.fakes.vllm.server --model DIR --port P … [--behaviour NAME]`.
 
 Takes vLLM's arguments and answers text completions as it does: the last user text of a ChatML
-prompt again, a word a chunk. It wants the key in VLLM_API_KEY from whoever asks. Its arguments and
-environment are in `DIR.started.json`, beside the model: what is in DIR is the model. Behaviours:
-`dies` at the start, after a line on stderr; `mute` is healthy and generates nothing; `falls_mute`
-does so once the file `mute` is in the folder; `slow` sends a word every 50 ms.
+prompt again, a word a chunk. It wants the key in VLLM_API_KEY from whoever asks. Beside the model
+folder (which daemons watch for changes) it writes `started.json`: its arguments and environment.
+Behaviours: `dies` at the start, after a line on stderr; `mute` is healthy and generates nothing;
+`falls_mute` does so once the file `mute` is in the folder; `slow` sends a word every 50 ms;
+`stalls` in mid-answer, and answers once it is started again.
 """
 
 from __future__ import annotations
@@ -20,12 +21,20 @@ from typing import Any
 from aiohttp import web
 
 WINDOW_TOKENS = 4096
+STALL_AFTER = 20
+"""Words: the daemon holds the last few back until it knows that they are no call of a tool."""
+
+
+def started_file(folder: Path) -> Path:
+    """Where the stand-in of this model folder says how it was started."""
+    return folder.with_name(f"{folder.name}.started.json")
 
 
 class StandIn:
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         self.folder = folder
         self.behaviour = options.behaviour
+        self.is_first = not started_file(folder).exists()
         self.slots = asyncio.Semaphore(options.max_num_seqs)
         self.window = min(options.max_model_len, WINDOW_TOKENS)
 
@@ -58,10 +67,12 @@ class StandIn:
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        for word in words:
+        for number, word in enumerate(words):
             await _send(response, {"choices": [{"index": 0, "text": f"{word} "}]})
             if self.behaviour == "slow":
                 await asyncio.sleep(0.05)
+            if self.behaviour == "stalls" and self.is_first and number == STALL_AFTER:
+                await asyncio.Event().wait()
         last = {"index": 0, "text": "", "finish_reason": "length" if is_cut else "stop"}
         await _send(response, {"choices": [last]})
         usage = {"prompt_tokens": max(tokens, 1), "completion_tokens": len(words)}
@@ -74,8 +85,7 @@ async def _send(response: web.StreamResponse, chunk: dict[str, Any]) -> None:
     await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
 
 
-async def _serve(options: argparse.Namespace, folder: Path) -> None:
-    stand_in = StandIn(folder, options)
+async def _serve(options: argparse.Namespace, stand_in: StandIn) -> None:
     app = web.Application()
     app.router.add_get("/health", stand_in.health)
     app.router.add_post("/tokenize", stand_in.tokenize)
@@ -97,10 +107,11 @@ def main() -> None:
     options, _ = parser.parse_known_args()
     folder = Path(options.model)
     told = {"argv": sys.argv[1:], "environment": dict(os.environ), "pid": os.getpid()}
-    folder.with_suffix(".started.json").write_text(json.dumps(told))
+    stand_in = StandIn(folder, options)
+    started_file(folder).write_text(json.dumps(told))
     if options.behaviour == "dies":
         sys.exit("ValueError: no available memory for the cache blocks")
-    asyncio.run(_serve(options, folder))
+    asyncio.run(_serve(options, stand_in))
 
 
 if __name__ == "__main__":
