@@ -136,7 +136,8 @@ class ToolSpec:
     """What a model is told of a tool, and what the runner needs to know of it.
 
     `input_schema` is a JSON Schema of type object. `raw_body` names the one string argument that
-    is generated outside JSON (a file's content), where the model's format allows it.
+    is generated outside JSON (a file's content), where the model's format allows it. `label` is
+    how sensitive the name, description and schema are; its results have their own.
     """
 
     name: str
@@ -144,6 +145,7 @@ class ToolSpec:
     input_schema: Mapping[str, Json]
     effect: Effect = Effect.ONCE
     raw_body: str | None = None
+    label: Label = Label.PUBLIC
 
 
 class ToolChoiceKind(StrEnum):

@@ -66,7 +66,7 @@ class DaemonConfig(Section):
         32 << 20, gt=0, description="Largest request body; the rest is refused with 413."
     )
     turns_max: int = Field(
-        256, ge=1, le=100_000, description="Turns running at once; further ones wait."
+        10_000, ge=1, le=100_000, description="Turns unfinished at once; a further one is refused."
     )
     queue_max: int = Field(
         1_000, ge=1, le=1_000_000, description="Steps waiting at once; further ones are shed."

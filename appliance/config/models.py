@@ -310,3 +310,9 @@ def leaves_machine(model: ModelConfig) -> bool:
     if isinstance(model, ScriptedModel):
         return bool(model.base_url) and not is_loopback_url(model.base_url)
     return False
+
+
+def is_cloud(model: ModelConfig) -> bool:
+    """Whether this model is treated as one of the cloud: what leaves the machine, and Claude
+    wherever it is reached."""
+    return leaves_machine(model) or isinstance(model, ClaudeModel)

@@ -65,6 +65,7 @@ from appliance.scheduler.wanted import (
     model_files,
     model_specs,
     named_pins,
+    policy_of,
 )
 from appliance.store.approvals import Approvals, Grants
 from appliance.store.database import Database
@@ -337,7 +338,7 @@ async def _reconfigure(
         model_specs, config, paths.models_dir, manifest, identities, calibration
     )
     named = [named_pins(spec, inventory) for spec in specs]
-    await scheduler.reconfigure(named, agent_specs(config))
+    await scheduler.reconfigure(named, agent_specs(config), policy_of(config))
 
 
 async def _import_the_rest() -> None:

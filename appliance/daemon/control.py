@@ -12,7 +12,7 @@ from appliance import __version__
 from appliance.api import bodies
 from appliance.clock import Clock
 from appliance.config import diff as diffs
-from appliance.config.models import ClaudeModel, ModelConfig, leaves_machine
+from appliance.config.models import ModelConfig, is_cloud
 from appliance.daemon.decisions import Decisions
 from appliance.daemon.reload import Configuration
 from appliance.errors import ConfigError, Conflict, NotFound
@@ -125,7 +125,7 @@ class Control:
     def _model(
         self, name: str, model: ModelConfig, now: ModelCapacity | None, agents: list[str]
     ) -> bodies.ModelInfo:
-        is_cloud = leaves_machine(model) or isinstance(model, ClaudeModel)
+        in_cloud = is_cloud(model)
         state: Mapping[str, Any] = {} if now is None else {
             "state": now.state.value,
             "detail": now.reason,
@@ -139,7 +139,7 @@ class Control:
             "bytes_by_device": dict(now.bytes_by_device),
         }  # fmt: skip
         reached: Mapping[str, Any] = {}
-        if is_cloud:
+        if in_cloud:
             note = self._places.shut_note(name)
             reached = {"state": "shut" if note else "open", "detail": note}
         known = {"state": "unknown", "slots": model.slots}
@@ -148,7 +148,7 @@ class Control:
             engine=model.engine,
             description=model.description,
             context_window=model.context_window,
-            place="cloud" if is_cloud else "local",
+            place="cloud" if in_cloud else "local",
             agents=agents,
             **{**known, **state, **reached},
         )
@@ -232,7 +232,8 @@ class Control:
             needs_tools=bool(entry.tools),
             air_gap=config.network.air_gap,
         )
-        targets = self._places.describe(entry.models, agent, "")
+        may_spend = config.limits_of(agent).spend_micro_usd_max
+        targets = self._places.describe(entry.models, agent, "", may_spend)
         score = await self._learning.score(step, targets)
         decision = decided(step, targets, score, random.random(), tuning_of(config, entry))
         return bodies.Explanation(

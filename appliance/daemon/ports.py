@@ -31,7 +31,7 @@ DEPTH_MAX = 4
 
 class TurnDelegate:
     """`tools.ports.Delegate`: a question to another agent is a child turn, once per key, on the
-    other's own limits but for time: whoever asks has no longer to wait than for himself."""
+    other's own limits, in what is left of the time and the money of whoever asks."""
 
     def __init__(
         self, turns: Callable[[], Turns], config: Callable[[], Config], clock: Clock
@@ -54,7 +54,7 @@ class TurnDelegate:
                     key=f"ask_agent/{key}",
                     label=ctx.label,
                     policy=parent.accepted.policy,
-                    limits=LimitOverrides(turn_s_max=self._left_s(parent)),
+                    limits=self._limits(parent),
                     parent_turn=ctx.turn_id,
                     depth=parent.accepted.depth + 1,
                     workspace=parent.accepted.workspace or parent.session_id,
@@ -65,15 +65,24 @@ class TurnDelegate:
         except ApplianceError as error:
             return Answer(error.message, ctx.label, is_error=True)
         child = await turns.turn(started.turn_id)
-        if child.status is TurnStatus.DONE:
-            return Answer(child.text, child.label, waited_ms=child.waited_ms)
-        message = str(child.error.get("message", ""))
-        return Answer(message, child.label, is_error=True, waited_ms=child.waited_ms)
+        is_done = child.status is TurnStatus.DONE
+        return Answer(
+            child.text if is_done else str(child.error.get("message", "")),
+            child.label,
+            is_error=not is_done,
+            waited_ms=child.waited_ms,
+            spent_micro_usd=child.spent_micro_usd,
+        )
 
-    def _left_s(self, parent: TurnState) -> float:
+    def _limits(self, parent: TurnState) -> LimitOverrides:
         own = tightened(self._config().limits_of(parent.accepted.agent), parent.accepted.limits)
         left_s = own.turn_s_max - parent.elapsed_s(self._clock.wall_ms())
-        return max(left_s, 1.0)  # the key may join a turn that has its answer already
+        left_micro_usd = own.spend_micro_usd_max - parent.spent_micro_usd
+        # Nothing left is no reason to refuse: the key may join a turn that has its answer already,
+        # and one without money has the local models.
+        return LimitOverrides(
+            turn_s_max=max(left_s, 1.0), spend_micro_usd_max=max(left_micro_usd, 0)
+        )
 
 
 class TurnElicitor:

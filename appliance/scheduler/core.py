@@ -253,6 +253,7 @@ class Core:
     def _configured(self, event: ConfigChanged, now_s: float) -> None:
         book = self._book
         book.epoch += 1
+        book.policy = event.policy or book.policy
         wanted = {spec.name: spec for spec in event.models}
         bound = {model for agent in event.agents for model in agent.models[:1]}
         usable = {model for agent in event.agents for model in agent.models}

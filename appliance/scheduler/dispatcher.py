@@ -23,6 +23,7 @@ from appliance.errors import (
     Overloaded,
 )
 from appliance.scheduler.core import Core
+from appliance.scheduler.policy import Policy
 from appliance.scheduler.refusals import error_of, failure_of
 from appliance.scheduler.values import (
     AgentSpec,
@@ -232,9 +233,14 @@ class Scheduler:
         """What there is now; frozen. Informs, never gates."""
         return self._core.capacity(self._clock.monotonic())
 
-    async def reconfigure(self, models: Sequence[ModelSpec], agents: Sequence[AgentSpec]) -> None:
+    async def reconfigure(
+        self,
+        models: Sequence[ModelSpec],
+        agents: Sequence[AgentSpec],
+        policy: Policy | None = None,
+    ) -> None:
         """Replaces the wanted state; returns once the core has decided, not once it is done."""
-        await self._tell_and_wait(ConfigChanged(tuple(models), tuple(agents)))
+        await self._tell_and_wait(ConfigChanged(tuple(models), tuple(agents), policy))
 
     async def inventory_changed(self, devices: Sequence[DeviceView]) -> None:
         await self._tell_and_wait(InventoryChanged(tuple(devices)))

@@ -27,6 +27,9 @@ class Policy:
     """Never unload a model while any other loaded one has work waiting: fewest loads, longest
     waits. For machines that serve one step at a time, and for measuring collation alone."""
 
+    yields_to_foreign: bool = True
+    """Idle models make way for what another program takes; else they stay, whoever is short."""
+
     foreign_calm_s: float = 10.0
     """Memory that another program gave back is used again after it stayed away this long."""
 

@@ -41,6 +41,8 @@ def relieve(book: Book, now_s: float) -> bool:
     unloaded = False
     for device in book.ledger.overdrawn():
         short = book.ledger.short(device)
+        if not book.policy.yields_to_foreign:
+            short -= book.foreign.held(device, now_s)
         short -= sum(
             book.ledger.held_by(i.instance_id).get(device, 0)
             for i in book.instances.values()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, TypeAlias
 
+from appliance.scheduler.policy import Policy
 from appliance.types import Json, Priority
 
 DEFAULT_WEIGHT = 1.0
@@ -160,10 +161,11 @@ class InventoryChanged:
 
 @dataclass(frozen=True, slots=True)
 class ConfigChanged:
-    """The whole wanted state; what it leaves out is drained and unloaded."""
+    """The whole wanted state; what it leaves out is drained and unloaded. No policy: as before."""
 
     models: tuple[ModelSpec, ...]
     agents: tuple[AgentSpec, ...] = ()
+    policy: Policy | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from appliance.gpu.safetensors import read_shape as read_folder_shape
 from appliance.gpu.shape import read_shape
 from appliance.gpu.types import HOST, FixedFootprint, Footprint, Inventory, KvType, Want
 from appliance.gpu.vllm import VllmFootprint
+from appliance.scheduler.policy import Policy
 from appliance.scheduler.values import AgentSpec, DeviceView, ModelSpec
 
 log = logging.getLogger(__name__)
@@ -117,6 +118,13 @@ def unreadable_models(
             except ApplianceError as error:
                 found[name] = error.message
     return found
+
+
+def policy_of(config: Config) -> Policy:
+    """What of the scheduler's constants the operator may set."""
+    return Policy(
+        max_waiting=config.daemon.queue_max, yields_to_foreign=config.gpu.yield_to_foreign
+    )
 
 
 def agent_specs(config: Config) -> list[AgentSpec]:

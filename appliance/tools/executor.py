@@ -179,7 +179,7 @@ class Executor:
         label = highest(ctx.label, reply.label)
         size = len(reply.data)
         outcome = await self._shown(intent, ctx, reply.data, size, label, reply.is_error)
-        return replace(outcome, waited_ms=reply.waited_ms)
+        return replace(outcome, waited_ms=reply.waited_ms, spent_micro_usd=reply.spent_micro_usd)
 
     def _job(self, work: ChangeFiles | Program, intent: Intent, ctx: ToolContext) -> Job:
         config = self.config()

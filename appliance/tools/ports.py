@@ -32,12 +32,13 @@ class Fetcher(Protocol):
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What another agent said. `is_error` when its turn failed or was refused; `waited_ms` is what
-    people took to answer questions of it."""
+    people took to answer questions of it, `spent_micro_usd` what it cost."""
 
     text: str
     label: Label
     is_error: bool = False
     waited_ms: int = 0
+    spent_micro_usd: int = 0
 
 
 class Delegate(Protocol):

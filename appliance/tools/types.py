@@ -94,6 +94,8 @@ class ToolOutcome:
     duration_ms: int = 0
     waited_ms: int = 0
     """What of that a person took to answer questions of another agent's turn."""
+    spent_micro_usd: int = 0
+    """What another agent's turn cost."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from appliance.config.models import ClaudeModel, RemoteModel, reached
+from appliance.config.models import ClaudeModel, RemoteModel, is_cloud, reached
 from appliance.config.schema import Config
 from appliance.engines.base import Engine
 from appliance.errors import CutStream, EngineError
 from appliance.scheduler.dispatcher import Lease, LeaseRequest
 from appliance.turns import events as ev
 from appliance.turns.hedge import FirstWords, first_to_speak
+from appliance.turns.limits import check_spend
 from appliance.turns.live import LiveTurn
 from appliance.turns.prompt import Fitted, fit, most_tokens
 from appliance.turns.ready import (
@@ -164,6 +165,8 @@ class Attempts:
         model = self._config().models[target]
         if not getattr(model, "images", False):
             ready = ready.in_words()
+        if is_cloud(model):
+            ready = ready.for_the_cloud()
         provider = self._bought_from(target)
         fitted = await _fitted(ready, engine, window - answer, is_bought=provider is not None)
         sampling = merged(model.sampling.to_sampling(), ready.agent.sampling.to_sampling())
@@ -216,11 +219,13 @@ class Attempts:
         output = request.sampling.max_tokens or DEFAULT_ANSWER_TOKENS
         prices = provider.prices
         rate = max(prices.input_micro_usd, prices.cache_write_micro_usd)
+        most = -(-(prompt * rate + output * prices.output_micro_usd) // 1_000_000)
+        check_spend(ready.left, most)
         hold = await self._spending.reserve(
             agent=ready.agent_name,
             session_id=ready.state.session_id,
             turn_id=ready.state.turn_id,
-            micro_usd=-(-(prompt * rate + output * prices.output_micro_usd) // 1_000_000),
+            micro_usd=most,
             cloud_tokens=prompt + output,
         )
         try:

@@ -238,6 +238,7 @@ class CallRunner:
                 duration_ms=outcome.duration_ms,
                 full_output_path=outcome.full_output_path,
                 waited_ms=outcome.waited_ms,
+                spent_micro_usd=outcome.spent_micro_usd,
             )
         )
 

@@ -207,6 +207,7 @@ class ToolCompleted(Body):
     duration_ms: int = 0
     full_output_path: str | None = None
     waited_ms: int = 0
+    spent_micro_usd: int = 0
     """What of the time a person took to answer the turn of another agent."""
 
 

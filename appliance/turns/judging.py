@@ -129,7 +129,9 @@ class Judging:
         return Judged(judgement, answer, shown)
 
     def _is_idle(self, ready: Ready, name: str) -> bool:
-        now = self._places.describe((name,), ready.agent_name, ready.state.session_id)
+        now = self._places.describe(
+            (name,), ready.agent_name, ready.state.session_id, ready.left.spend_micro_usd
+        )
         return all(each.is_resident and not each.queue and not each.wait_s for each in now)
 
     async def _second(

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from appliance.config.machine import Limits
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, BudgetExceeded
 from appliance.turns.events import LimitOverrides
 from appliance.turns.state import TurnState
 
@@ -48,7 +48,7 @@ def check(state: TurnState, limits: Limits, elapsed_s: float) -> Left:
     left = Left(
         limits.output_tokens_max - state.usage.output_tokens,
         limits.turn_s_max - elapsed_s,
-        limits.spend_micro_usd_max - state.usage.spend_micro_usd,
+        limits.spend_micro_usd_max - state.spent_micro_usd,
     )
     _require(left.output_tokens > 0, "output_tokens_max", limits.output_tokens_max, "tokens")
     _require(left.turn_s > 0, "turn_s_max", limits.turn_s_max, "seconds")
@@ -56,6 +56,17 @@ def check(state: TurnState, limits: Limits, elapsed_s: float) -> Left:
     _require(repeats < limits.same_call_max, "same_call_max", limits.same_call_max,
              "times the same call with the same result")  # fmt: skip
     return left
+
+
+def check_spend(left: Left, micro_usd: int) -> None:
+    """Raises `BudgetExceeded` where a call that may cost this much is beyond the turn's money."""
+    if micro_usd > left.spend_micro_usd:
+        raise BudgetExceeded(
+            f"the turn may still spend {max(left.spend_micro_usd, 0)} micro-dollars, and this call "
+            f"may cost {micro_usd}",
+            hint="raise spend_usd_max in [daemon.limits] or in the agent's limits",
+            details={"limit": "spend_usd_max"},
+        )
 
 
 def same_call_repeats(state: TurnState) -> int:

@@ -15,7 +15,7 @@ from appliance.config.models import (
     ModelConfig,
     RemoteModel,
     ScriptedModel,
-    leaves_machine,
+    is_cloud,
 )
 from appliance.config.schema import Config
 from appliance.router import breaker as breakers
@@ -137,10 +137,14 @@ class Places:
         self._purse = purse
         self._clock = clock
 
-    def describe(self, names: tuple[str, ...], agent: str, session_id: str) -> list[TargetFacts]:
-        """One `TargetFacts` per name that is configured, in the order given."""
+    def describe(
+        self, names: tuple[str, ...], agent: str, session_id: str, turn_micro_usd: int
+    ) -> list[TargetFacts]:
+        """One `TargetFacts` per name that is configured, in the order given. `turn_micro_usd` is
+        what the turn itself may still spend, whatever the budgets leave."""
         config, capacity = self._config(), self._capacity()
-        left = self._purse.left_micro_usd(agent, session_id)
+        budget = self._purse.left_micro_usd(agent, session_id)
+        left = max(turn_micro_usd if budget is None else min(budget, turn_micro_usd), 0)
         has_slot_time = self._purse.gpu_ms_left(agent, session_id) != 0
         return [
             self._facts(name, config.models[name], capacity.models.get(name), left, has_slot_time)
@@ -157,16 +161,16 @@ class Places:
         name: str,
         model: ModelConfig,
         now: ModelCapacity | None,
-        left: int | None,
+        left: int,
         has_slot_time: bool,
     ) -> TargetFacts:
-        is_cloud = leaves_machine(model) or isinstance(model, ClaudeModel)
+        in_cloud = is_cloud(model)
         measured = now.tokens_per_s if now is not None else None
-        obstacle = self._door.obstacle(name) if is_cloud else ""
-        guess = DEFAULT_CLOUD_TOKENS_PER_S if is_cloud else DEFAULT_LOCAL_TOKENS_PER_S
+        obstacle = self._door.obstacle(name) if in_cloud else ""
+        guess = DEFAULT_CLOUD_TOKENS_PER_S if in_cloud else DEFAULT_LOCAL_TOKENS_PER_S
         return TargetFacts(
             name=name,
-            place=Place.CLOUD if is_cloud else Place.LOCAL,
+            place=Place.CLOUD if in_cloud else Place.LOCAL,
             context_window=model.context_window,
             supports_tools=model.tools,
             supports_images=getattr(model, "images", False),
@@ -174,14 +178,14 @@ class Places:
             is_resident=now is not None and now.resident,
             queue=now.waiting if now is not None else 0,
             wait_s=now.predicted_wait_s if now is not None else 0.0,
-            load_s=now.load_s if now is not None and not now.resident and not is_cloud else 0.0,
-            first_token_s=CLOUD_FIRST_TOKEN_S if is_cloud else 0.0,
+            load_s=now.load_s if now is not None and not now.resident and not in_cloud else 0.0,
+            first_token_s=CLOUD_FIRST_TOKEN_S if in_cloud else 0.0,
             tokens_per_s=measured or guess,
             breaker=BreakerState.OPEN
             if now is not None and now.state is ResidentState.BROKEN
             else self._health.breaker(name).state(self._clock.monotonic()),
-            budget_left_micro_usd=left if is_cloud else None if has_slot_time else SPENT,
-            rate_limit_tokens_left=self._door.rate_limit_tokens_left(name) if is_cloud else None,
+            budget_left_micro_usd=left if in_cloud else None if has_slot_time else SPENT,
+            rate_limit_tokens_left=self._door.rate_limit_tokens_left(name) if in_cloud else None,
             permitted=not obstacle,
             max_label=Label.INTERNAL,
             shut_note=obstacle or self._health.rest_note(name),

@@ -78,6 +78,11 @@ class Ready:
     def in_words(self) -> Ready:
         return replace(self, earlier=in_words(self.earlier), current=in_words(self.current))
 
+    def for_the_cloud(self) -> Ready:
+        """Without the tools whose very description is private."""
+        told = tuple(tool for tool in self.tools if tool.label is not Label.PRIVATE)
+        return replace(self, tools=told)
+
     @property
     def answer_tokens(self) -> int:
         wanted = self.agent.sampling.max_tokens or DEFAULT_ANSWER_TOKENS

@@ -81,6 +81,10 @@ class Running:
     def __len__(self) -> int:
         return len(self._tasks)
 
+    def is_wanted(self, turn_id: str) -> bool:
+        """Whether this turn goes on: it is unfinished and nobody cancelled it."""
+        return turn_id in self._tasks and turn_id not in self._cancelled
+
     def get(self, turn_id: str) -> LiveTurn | None:
         """An unfinished turn that is in RAM; one that waits to be read back is not yet."""
         return self._live.get(turn_id)

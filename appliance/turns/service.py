@@ -28,7 +28,9 @@ from appliance.turns.stream import Item, Streams
 from appliance.types import Json, Label, Message, highest
 from appliance.wire.native import message_to_json, usage_to_json
 
-UNFINISHED_MAX = 10_000
+ASKER_ENDED = "the turn that asked for it has ended"
+UNFINISHED_MAX = 100_000
+"""More than any configuration allows at once, so that all are taken up again."""
 """Turns accepted and not finished; beyond, new ones are shed. Each costs a few KB of RAM."""
 
 CANCEL_S = 2.0
@@ -139,9 +141,12 @@ class Turns:
         `Overloaded`, `StoreError`, `Conflict` while draining."""
         if self.is_draining:
             raise Conflict("the daemon is stopping", hint="try again after its restart")
-        if len(self._running) >= UNFINISHED_MAX:
+        most = self._config().daemon.turns_max
+        if len(self._running) >= most:
             raise Overloaded(
-                f"{UNFINISHED_MAX} turns are unfinished", hint="appliance turns", retry_after_s=30
+                f"{most} turns are unfinished",
+                hint="wait, cancel some (appliance turns), or raise [daemon] turns_max",
+                retry_after_s=30,
             )
         if request.key is None:
             return await self._start(request)
@@ -239,11 +244,15 @@ class Turns:
             raise BadRequest("the message is empty", hint="say what the agent should do")
 
     async def recover(self) -> int:
-        """Take up every unfinished turn of earlier daemons. Returns how many."""
+        """Take up every unfinished turn of earlier daemons. Returns how many. One whose asker has
+        ended answers to nobody: the daemon died before it could be cancelled too."""
         rows = await self._index.turns(
             status=[status.value for status in UNFINISHED], limit=UNFINISHED_MAX
         )
         self._running.recover(rows)
+        for row in rows:
+            if row.parent_turn is not None and not self._running.is_wanted(row.parent_turn):
+                await self._cancel(row.turn_id, row.owner_uid, ASKER_ENDED)
         return len(rows)
 
     # --- looking --------------------------------------------------------------------------------
@@ -281,10 +290,7 @@ class Turns:
     async def cancel(self, turn_id: str, by_uid: int, reason: str = "cancelled") -> bool:
         """Cancel a turn wherever it is, and those it asked of other agents. False if it had ended
         already. Its end is on disk on return, unless the disk is full."""
-        state = await self.turn(turn_id)
-        usage = usage_to_json(state.usage)
-        cancelled = ev.TurnCancelled(reason=reason, by_uid=by_uid, usage=usage)
-        if state.is_finished or not self._running.cancel(turn_id, cancelled):
+        if not await self._cancel(turn_id, by_uid, reason):
             return False
         await self._cancel_children(turn_id, by_uid)
         await self._running.over(turn_id, CANCEL_S)
@@ -294,6 +300,12 @@ class Turns:
     async def _cancel_children(self, turn_id: str, by_uid: int) -> None:
         for child in self._running.children(turn_id):
             await self.cancel(child, by_uid, "the turn that asked for it was cancelled")
+
+    async def _cancel(self, turn_id: str, by_uid: int, reason: str) -> bool:
+        state = await self.turn(turn_id)
+        usage = usage_to_json(state.usage)
+        cancelled = ev.TurnCancelled(reason=reason, by_uid=by_uid, usage=usage)
+        return not state.is_finished and self._running.cancel(turn_id, cancelled)
 
     async def ask_person(
         self, turn_id: str, server: str, message: str, fields: Mapping[str, Json]

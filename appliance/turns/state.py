@@ -120,6 +120,8 @@ class TurnState:
     last_ms: int = 0
     waited_ms: int = 0
     """What of its time people took to answer, its own questions and those of turns it asked for."""
+    asked_micro_usd: int = 0
+    """What the turns cost that it asked of other agents."""
 
     @property
     def is_finished(self) -> bool:
@@ -128,6 +130,11 @@ class TurnState:
     def elapsed_s(self, now_ms: int) -> float:
         """Seconds since acceptance in which it did not wait for a person."""
         return (now_ms - self.accepted_ms - self.waited_ms) / 1000
+
+    @property
+    def spent_micro_usd(self) -> int:
+        """What it cost so far, with the turns that it asked for."""
+        return self.usage.spend_micro_usd + self.asked_micro_usd
 
     @property
     def label(self) -> Label:
@@ -224,10 +231,17 @@ def apply(state: TurnState | None, event: Event) -> TurnState:
     waited_ms = state.waited_ms
     if state.status in AWAITING_PERSON:
         waited_ms += max(event.at_ms - state.last_ms, 0)
+    asked_micro_usd = state.asked_micro_usd
     if isinstance(body, ev.ToolCompleted):
         waited_ms += body.waited_ms
-    after = _applied(state, body, event.at_ms)
-    return replace(after, last_seq=event.seq, last_ms=event.at_ms, waited_ms=waited_ms)
+        asked_micro_usd += body.spent_micro_usd
+    return replace(
+        _applied(state, body, event.at_ms),
+        last_seq=event.seq,
+        last_ms=event.at_ms,
+        waited_ms=waited_ms,
+        asked_micro_usd=asked_micro_usd,
+    )
 
 
 def _applied(state: TurnState, body: ev.Body, at_ms: int) -> TurnState:

@@ -216,7 +216,9 @@ class Steps:
         config = self._config()
         time_left_s = ready.deadline_s - self._clock.monotonic()
         facts = step_facts(ready, config, given_up, escalated, time_left_s)
-        targets = self._places.describe(facts.chain, ready.agent_name, ready.state.session_id)
+        targets = self._places.describe(
+            facts.chain, ready.agent_name, ready.state.session_id, ready.left.spend_micro_usd
+        )
         tuning = tuning_of(config, ready.agent)
         score = await self._learning.score(facts, targets)
         decision = decided(facts, targets, score, self._chance.random(), tuning)

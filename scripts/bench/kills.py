@@ -24,8 +24,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,11 +80,10 @@ approvals = [{ tool = "*", decision = "allow" }]
 CANCELLED_SHARE = 0.15
 
 TURNS_AT_ONCE = 2
-MORE_KILLS_MAX = 40
-"""Beyond those asked for, until one has met a runner."""
-
 UP_S_MAX = 1.0
 """The daemon lives at most this long between two kills, counted from when it answers."""
+RUNNER_WAIT_S = 5.0
+"""How long a runner is waited for where it is to die too: a busy machine starts one late."""
 
 UNFINISHED = {"queued", "running", "waiting_approval"}
 PADDING = r"head -c 12000 /dev/zero | tr '\0' p; echo"
@@ -195,7 +194,7 @@ async def serving_pages() -> AsyncIterator[tuple[str, set[str]]]:
 async def kill_and_count(
     home: Path, options: argparse.Namespace, chance: random.Random, count: Count
 ) -> dict[str, Any]:
-    while count.kills < options.kills or _should_go_on(options, count):
+    for _ in range(options.kills):
         daemon = await restart(home, count)
         await until_killed(daemon, count, chance, options)
         if not options.json:
@@ -218,12 +217,6 @@ async def restart(home: Path, count: Count) -> Daemon:
     return daemon
 
 
-def _should_go_on(options: argparse.Namespace, count: Count) -> bool:
-    """With few kills chance may find no runner alive at any of them: then there are more."""
-    found_none = options.with_runner and count.runner_kills == 0
-    return found_none and count.kills < options.kills + MORE_KILLS_MAX
-
-
 async def until_killed(
     daemon: Daemon, count: Count, chance: random.Random, options: argparse.Namespace
 ) -> None:
@@ -244,6 +237,10 @@ async def until_killed(
     tasks = [asyncio.create_task(starting()), asyncio.create_task(answering(daemon, count))]
     await asyncio.sleep(chance.uniform(0.05, UP_S_MAX))
     if options.with_runner:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RUNNER_WAIT_S):
+                while not runners(daemon):
+                    await asyncio.sleep(0.005)
         count.runner_kills += kill_runners(daemon)
     daemon.kill()
     await daemon.process.wait()
@@ -266,10 +263,23 @@ async def answering(daemon: Daemon, count: Count) -> None:
         await asyncio.sleep(0.05)
 
 
+def runners(daemon: Daemon) -> list[int]:
+    """The tool runners of this daemon that are at work, found by the calls folder in their command
+    line; the starter that forks them, which is its child, is none."""
+    return [pid for pid, is_starter in _tool_processes(daemon) if not is_starter]
+
+
 def kill_runners(daemon: Daemon) -> int:
-    """SIGKILL the tool runners of this daemon, found by the calls folder in their command line,
-    and the starter that forks them, which is its child and not counted."""
+    """SIGKILL them, and the starter; how many runners were hit."""
     killed = 0
+    for pid, is_starter in _tool_processes(daemon):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            killed += not is_starter
+    return killed
+
+
+def _tool_processes(daemon: Daemon) -> Iterator[tuple[int, bool]]:
     calls = str(daemon.home / "state" / "calls").encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -280,12 +290,7 @@ def kill_runners(daemon: Daemon) -> int:
         except (OSError, IndexError):
             continue
         if b"/appliance/tools/" in command and calls in command:
-            try:
-                os.kill(int(entry.name), signal.SIGKILL)
-                killed += b"starter" not in command or parent != daemon.process.pid
-            except ProcessLookupError:
-                continue
-    return killed
+            yield int(entry.name), b"starter" in command and parent == daemon.process.pid
 
 
 async def settle(daemon: Daemon, home: Path, count: Count) -> dict[str, Any]:

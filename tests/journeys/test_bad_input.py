@@ -296,3 +296,34 @@ async def test_doctor_names_the_row_of_the_journal_that_was_tampered_with(tmp_pa
         assert code == 1
         assert f"breaks at event {seq}" in said, said
         assert "restore a backup" in said
+
+
+async def test_more_turns_and_more_waiting_steps_than_configured_are_told_to_come_back(
+    tmp_path: Path,
+) -> None:
+    config = SCRIPTED_CONFIG.replace("slots = 8", "slots = 1")
+    config = "[daemon]\nturns_max = 3\nqueue_max = 1\n" + config
+    home = write_home(tmp_path, [SLOW_TALK | {"reply": "word " * 1200}], config)
+    async with running(home) as daemon:
+        one = await daemon.start_turn("slow one")
+        two = await daemon.start_turn("slow two")
+        three = await daemon.start_turn("slow three")
+        ended = await daemon.ended(three)
+        assert (ended["type"], ended["error"]["code"]) == ("turn.failed", "overloaded")
+        assert "1 requests wait" in ended["error"]["message"]
+        four = await daemon.start_turn("slow four")
+        assert (await daemon.ended(four))["error"]["code"] == "overloaded"
+        edited = config.replace("turns_max = 3", "turns_max = 2")
+        (home / "config.toml").write_text(edited)
+        async with asyncio.timeout(20):
+            while True:
+                status, answer = await daemon.post(
+                    "/api/turns", {"agent": "assistant", "text": "slow five"}
+                )
+                if status != 202:
+                    break
+                await daemon.ended(answer["turn"])
+        assert (status, answer["code"]) == (429, "overloaded"), answer
+        assert "2 turns are unfinished" in answer["detail"] and "turns_max" in answer["hint"]
+        for turn in (one, two):
+            await daemon.post(f"/api/turns/{turn}/cancel")

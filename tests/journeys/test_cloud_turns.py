@@ -218,3 +218,57 @@ async def test_a_request_slow_to_start_is_hedged_where_config_says_so(
         assert done["text"].endswith(END), done
         budget = await daemon.get("/api/budget")
         assert all(row["reserved"] == 0 for row in budget["caps"])
+
+
+async def test_a_turn_spends_no_more_than_its_limit_with_the_turns_it_asks_for(
+    claude: Claude, tmp_path: Path
+) -> None:
+    limit_micro_usd = 6_000
+    more = f"""
+[agents.lead]
+models = ["local"]
+policy = "local-only"
+label = "public"
+tools = ["ask_agent"]
+delegates_to = ["mixed"]
+approvals = [{{ tool = "*", decision = "allow" }}]
+limits = {{ spend_usd_max = {limit_micro_usd / 1e6} }}
+"""
+    home = write_cloud_home(tmp_path / "home", claude.url, more=more)
+    asks = [
+        {"name": "ask_agent", "arguments": {"agent": "mixed", "prompt": f"Question {n}?"}}
+        for n in range(12)
+    ]
+    script = [{"match": "^ask them$", "tool_calls": asks}, {"reply": LOCAL_REPLY}]
+    (home / "script.json").write_text(json.dumps(script))
+    async with running(home, ANTHROPIC_API_KEY=claude.key) as daemon:
+        done = await daemon.ask("ask them", "lead")
+        assert done["type"] == "turn.completed", done
+        spent = (await daemon.get("/api/budget"))["today_micro_usd"]
+        turns = (await daemon.get("/api/turns", limit=100))["turns"]
+        answers = [
+            (await daemon.get(f"/api/turns/{turn['id']}"))["text"]
+            for turn in turns
+            if turn["agent"] == "mixed"
+        ]
+        alone = await daemon.ask("And this?", "mixed")
+    assert 0 < spent <= limit_micro_usd
+    from_cloud = [answer != LOCAL_REPLY for answer in answers]
+    assert len(answers) == 12 and 0 < sum(from_cloud) < 12, "the money ends, the work does not"
+    assert alone["text"].endswith(END) and alone["text"] != LOCAL_REPLY
+
+
+async def test_a_turn_without_money_for_its_only_place_is_told_so(
+    claude: Claude, tmp_path: Path
+) -> None:
+    home = write_cloud_home(tmp_path / "home", claude.url)
+    async with running(home, ANTHROPIC_API_KEY=claude.key) as daemon:
+        limits = {"spend_micro_usd_max": 10}
+        status, started = await daemon.post(
+            "/api/turns", {"agent": "cloud", "text": "hello", "limits": limits}
+        )
+        assert status == 202, started
+        ended = await daemon.ended(started["turn"])
+        assert ended["type"] == "turn.failed"
+        assert "could not pay" in ended["error"]["message"]
+        assert (await daemon.get("/api/budget"))["today_micro_usd"] == 0

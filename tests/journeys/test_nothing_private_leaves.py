@@ -14,6 +14,7 @@ from tests.daemons import Daemon, running
 from tests.fakes.claude.canaries import forms
 from tests.fakes.claude.running import Claude, claude_process, talking_to
 from tests.journeys.cloud import write_cloud_home
+from tests.journeys.test_mcp import mcp_command
 
 CANARY = "CANARY-5f1e0c"
 AGENTS = """
@@ -60,8 +61,8 @@ async def claude(claude_url: str, tmp_path: Path) -> AsyncIterator[Claude]:
         yield server
 
 
-def home_of(tmp_path: Path, claude: Claude, more: str = "") -> Path:
-    home = write_cloud_home(tmp_path / "home", claude.url, more=AGENTS + more)
+def home_of(tmp_path: Path, claude: Claude, more: str = "", agents: str = AGENTS) -> Path:
+    home = write_cloud_home(tmp_path / "home", claude.url, more=agents + more)
     (home / "script.json").write_text(json.dumps(SCRIPT))
     return home
 
@@ -183,3 +184,23 @@ async def test_the_names_in_a_private_folder_are_private_and_others_are_not(
         assert "Reply" not in await ended(daemon, order("list_files", path="."), session)
         assert "Reply" in await ended(daemon, order("list_files", path="."), other)
     assert_nothing_left(claude, home)
+
+
+async def test_what_a_private_server_says_of_its_tools_stays_here(
+    tmp_path: Path, claude: Claude
+) -> None:
+    """Its name alone tells: it is in the names of its tools."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    command = mcp_command("good", folder)
+    servers = "".join(
+        f'\n[mcp.{name}]\ncommand = {command}\npaths = ["{folder}"]\nlabel = "{label}"\n'
+        for name, label in (("vault7", "private"), ("shelf7", "internal"))
+    )
+    opened = AGENTS.replace("[agents.open]", '[agents.open]\nmcp = ["vault7", "shelf7"]')
+    home = home_of(tmp_path, claude, servers, opened)
+    async with running(home, ANTHROPIC_API_KEY=claude.key) as daemon:
+        assert "Reply" in await ended(daemon, "Public words.", await new_session(daemon))
+    sent = claude.log.read_text()
+    assert "shelf7__look" in sent, "the tools of the other server do go there"
+    assert "vault7" not in sent

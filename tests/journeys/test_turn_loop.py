@@ -128,6 +128,38 @@ async def test_a_turn_is_cancelled_wherever_it_is_and_stays_so(
         assert not list((home / "state" / "calls").glob("*.claim")) or await over(home)
 
 
+async def test_no_turn_outlives_the_one_that_asked_for_it(tmp_path: Path) -> None:
+    """Cancelled in the very moment in which it asks, and killed while many are being cancelled."""
+    script: list[dict[str, Any]] = [
+        {"match": "^think", "reply": "slow", "delay_s": 60},
+        {"match": "^delegate", "tool_calls": [ask("other", "think")]},
+    ]
+    home = write_home(tmp_path, script, CONFIG)
+
+    async def cancel_in_asking(daemon: Daemon) -> None:
+        turn = await daemon.start_turn("delegate")
+        await reached(daemon, turn, "tool.intended")
+        await daemon.post(f"/api/turns/{turn}/cancel")
+
+    async with running(home) as daemon:
+        await asyncio.gather(*(cancel_in_asking(daemon) for _ in range(20)))
+        turns = (await daemon.get("/api/turns", limit=100))["turns"]
+        assert [each["status"] for each in turns if each["status"] != "cancelled"] == []
+        asking = [asyncio.ensure_future(cancel_in_asking(daemon)) for _ in range(20)]
+        await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+        daemon.kill()
+        await daemon.process.wait()
+        await asyncio.gather(*asking, return_exceptions=True)
+    async with running(home) as daemon:
+        turns = {each["id"]: each for each in (await daemon.get("/api/turns", limit=200))["turns"]}
+        for turn in turns.values():
+            asker = turns.get(turn["parent_turn"] or "")
+            if asker is not None and asker["status"] == "cancelled":
+                assert (await daemon.ended(turn["id"]))["type"] == "turn.cancelled"
+        for turn in turns.values():
+            await daemon.post(f"/api/turns/{turn['id']}/cancel")
+
+
 async def over(home: Path) -> bool:
     """Whether every runner has reported: a cancelled one does so at once."""
     async with asyncio.timeout(60):

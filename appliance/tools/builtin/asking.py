@@ -64,7 +64,13 @@ class AskAgent:
             if ports.delegate is None:
                 return _missing("delegation is not available")
             answer = await ports.delegate.ask(arguments["agent"], arguments["prompt"], call_id, ctx)
-            return Reply(answer.text.encode(), answer.label, answer.is_error, answer.waited_ms)
+            return Reply(
+                answer.text.encode(),
+                answer.label,
+                answer.is_error,
+                answer.waited_ms,
+                answer.spent_micro_usd,
+            )
 
         return Request(ask)
 

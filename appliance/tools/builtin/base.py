@@ -46,13 +46,14 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What another room said: text or bytes, how sensitive, whether it is an error, and how long
-    it waited for people."""
+    """What another room said: text or bytes, how sensitive, whether it is an error, how long it
+    waited for people and what it cost."""
 
     data: bytes
     label: Label
     is_error: bool = False
     waited_ms: int = 0
+    spent_micro_usd: int = 0
 
 
 @dataclass(frozen=True, slots=True)

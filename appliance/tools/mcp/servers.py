@@ -73,9 +73,10 @@ class McpServers:
         await self._group.__aexit__(None, None, None)  # what went wrong inside stays as it is
 
     def specs(self, names: tuple[str, ...]) -> tuple[ToolSpec, ...]:
-        """Tools of these servers, as far as their accepted lists are known."""
+        """Tools of these servers, as far as their accepted lists are known; what a server says of
+        its tools is as sensitive as what it answers."""
         return tuple(
-            tool.spec
+            replace(tool.spec, label=server.config.label)
             for name in names
             if (server := self._server(name)) is not None
             for tool in server.catalogue.tools.values()
