@@ -39,7 +39,7 @@ async def until_stopping(daemon: Daemon) -> None:
 
 
 async def test_sigterm_lets_running_steps_finish_and_exits_with_zero(tmp_path: Path) -> None:
-    home = write_home(tmp_path, talk(40, 50), DRAIN.format(drain_s=60) + SCRIPTED_CONFIG)
+    home = write_home(tmp_path, talk(40, 15), DRAIN.format(drain_s=60) + SCRIPTED_CONFIG)
     async with running(home) as daemon:
         turn = await daemon.start_turn("go")
         await first_delta(daemon, turn)
@@ -301,15 +301,15 @@ async def nowhere_in(home: Path) -> None:
 
 
 async def test_a_kill_in_mid_stream_loses_no_accepted_turn(tmp_path: Path) -> None:
-    home = write_home(tmp_path, talk(20, 100))
+    home = write_home(tmp_path, talk(16, 8))
     daemon = await start(home)
     try:
-        turns = [await daemon.start_turn(f"turn {n}") for n in range(20)]
-        await first_delta(daemon, turns[0])
+        turns = [await daemon.start_turn(f"turn {n}") for n in range(12)]
+        await first_delta(daemon, turns[-1])
     finally:
         daemon.kill()
         await daemon.process.wait()
         await daemon.session.close()
     async with running(home) as daemon:
         for turn in turns:
-            assert (await daemon.ended(turn))["text"] == "word " * 20
+            assert (await daemon.ended(turn))["text"] == "word " * 16

@@ -8,11 +8,11 @@ from pathlib import Path
 from tests.daemons import SCRIPTED_CONFIG, cli, running, write_home
 from tests.fakes.openai.running import stand_in
 
-SLOW = {"reply": "one two three four five " * 20, "tokens_per_s": 40}
+SLOW = {"reply": "one two three four five " * 20, "tokens_per_s": 10}
 
 
 async def test_a_late_follower_sees_everything_once_and_in_order(tmp_path: Path) -> None:
-    home = write_home(tmp_path, [{"reply": "abcd" * 40, "tokens_per_s": 200}])
+    home = write_home(tmp_path, [{"reply": "abcd" * 40, "tokens_per_s": 15}])
     async with running(home) as daemon:
         turn = await daemon.start_turn("go")
         early: list[dict[str, object]] = []
