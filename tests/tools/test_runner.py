@@ -32,7 +32,7 @@ async def calls(
         yield DetachedCalls(tmp_path / "calls", sandbox, starter)
 
 
-def job(tmp_path: Path, command: str, timeout_s: float = 10.0, name: str = "call") -> Job:
+def job(tmp_path: Path, command: str, timeout_s: float = 40.0, name: str = "call") -> Job:
     return Job(
         name, "hash", Cage(str(tmp_path / "work")), LIMITS, timeout_s,
         {"PATH": "/usr/bin:/bin"}, ("/bin/sh", "-c", command),

@@ -71,11 +71,20 @@ async def desk(
         yield desk
 
 
+@pytest.fixture
+async def brief(
+    tmp_path: Path, ctx: ToolContext, make_config: MakeConfig, others: Others
+) -> AsyncIterator[Desk]:
+    """A desk whose tools have two seconds."""
+    async with opened(tmp_path, ctx, make_config, others, timeout_s=2.0) as desk:
+        yield desk
+
+
 @asynccontextmanager
 async def opened(
     tmp_path: Path, ctx: ToolContext, make_config: MakeConfig, others: Others, **tools: object
 ) -> AsyncIterator[Desk]:
-    config = make_config(tools={"fetch_enabled": True, "timeout_s": 4.0, **tools})
+    config = make_config(tools={"fetch_enabled": True, "timeout_s": 30.0, **tools})
     ports = Ports(fetcher=others, delegate=others, notes=FileNotes(tmp_path / "notes"))
     async with Toolbox(lambda: config, tmp_path / "state", SystemClock(), ports) as box:
         yield Desk(box, ctx)
@@ -151,15 +160,15 @@ async def test_terminal_escapes_do_not_reach_the_model(desk: Desk) -> None:
     assert text(outcome) == "red end"
 
 
-async def test_a_tool_that_hangs_is_ended_and_says_so(desk: Desk) -> None:
-    outcome = await desk.use("shell", command="echo before; sleep 60")
+async def test_a_tool_that_hangs_is_ended_and_says_so(brief: Desk) -> None:
+    outcome = await brief.use("shell", command="echo before; sleep 60")
     assert outcome.is_error
-    assert text(outcome) == "before\n\nIt took longer than 4 seconds and was ended."
+    assert text(outcome) == "before\n\nIt took longer than 2 seconds and was ended."
 
 
-async def test_a_regular_expression_without_end_does_not_hold_the_daemon(desk: Desk) -> None:
-    await desk.use("write_file", path="f", content="a" * 40 + "!\n")
-    outcome = await desk.use("search_files", pattern="(a+)+$")
+async def test_a_regular_expression_without_end_does_not_hold_the_daemon(brief: Desk) -> None:
+    await brief.use("write_file", path="f", content="a" * 40 + "!\n")
+    outcome = await brief.use("search_files", pattern="(a+)+$")
     assert isinstance(text(outcome), str)
 
 
