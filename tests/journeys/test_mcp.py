@@ -67,7 +67,7 @@ async def test_a_reading_call_survives_the_death_of_its_server(tmp_path: Path) -
         first = await daemon.ask("look there")
         assert first.get("text") == "seen", first
         (folder / "armed").touch()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert (await daemon.ask("look again"))["text"] == "seen"
         assert not (folder / "armed").exists()
         code, out, err = await cli(home, "mcp", "list", "--json")

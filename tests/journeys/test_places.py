@@ -85,7 +85,7 @@ async def test_a_file_of_a_private_agent_whose_asker_was_cancelled_never_leaves(
 ) -> None:
     order = json.dumps({"agent": "vault", "prompt": "keep it"})
     turn = await daemon.start_turn(f"ORDER ask_agent {order}", "lead")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not (await daemon.get("/api/approvals"))["approvals"]:
             await asyncio.sleep(0.02)
     await daemon.post(f"/api/turns/{turn}/cancel")

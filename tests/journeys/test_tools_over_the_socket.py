@@ -43,7 +43,7 @@ SHELL = [
 
 async def asked(daemon: Daemon) -> dict[str, Any]:
     """The one question that waits, once it is there."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             found = (await daemon.get("/api/approvals"))["approvals"]
             if found:
