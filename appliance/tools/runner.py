@@ -14,7 +14,8 @@ The daemon wrote `<name>.job`. Exactly one runner may carry it out, whoever star
 So a daemon finds one of four: no claim (the call never began), a locked claim (running: wait),
 `.done` (take it), an unlocked claim without `.done` (the runner died inside: in doubt).
 
-SIGTERM, or a file `<name>.cancel` found at the start, ends the call and says so in `.done`.
+SIGTERM, or a file `<name>.cancel` found at the start, ends the call and says so in `.done`. From
+before its claim on a runner does not die of SIGTERM: what never ran would look as if in doubt.
 
 It imports little, by design: starting must cost milliseconds, and it must not need the daemon's
 packages to be whole.
@@ -47,6 +48,7 @@ DRAIN_S = 0.2
 
 
 def main(folder: str, name: str) -> int:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until `_Call` hears it
     lock = _claim(folder, name)
     if lock is None:
         return ALREADY_CLAIMED
@@ -99,6 +101,8 @@ class _Call:
     def carry_out(self) -> tuple[dict[str, Any], bytes]:
         status: int | None = None
         problem = ""
+        signal.signal(signal.SIGTERM, self._cancel)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         if not self._ended_by:
             try:
                 status = self._run()
@@ -120,7 +124,6 @@ class _Call:
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write)
         signal.signal(signal.SIGCHLD, ignore_but_wake)
-        signal.signal(signal.SIGTERM, self._cancel)
         self._group = limits.make_group(f"call-{os.getpid()}", self._limits)
         out_read, out_write = os.pipe2(os.O_CLOEXEC)
         try:

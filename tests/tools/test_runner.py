@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from appliance.tools import runner as runner_program
 from appliance.tools.detached import DetachedCalls, Died, Done, Job, Never, Starter
 from appliance.tools.sandbox.limits import Limits
 from appliance.tools.sandbox.plan import Cage
@@ -97,6 +99,29 @@ async def test_cancel_ends_a_running_call(tmp_path: Path, calls: DetachedCalls) 
     done = await running
     assert isinstance(done, Done)
     assert (done.ended_by, done.output) == ("cancelled", b"a\n")
+
+
+async def test_a_call_cancelled_when_it_is_claimed_and_no_more_says_so_and_does_not_run(
+    tmp_path: Path, calls: DetachedCalls
+) -> None:
+    folder = tmp_path / "calls"
+    calls._write_job("call.1", job(tmp_path, "touch effect"))
+    wanted = (folder / "call.1.job").read_bytes()
+    (folder / "call.1.job").unlink()
+    os.mkfifo(folder / "call.1.job")  # the runner waits here, its claim made
+    told = os.open(folder / "call.1.job", os.O_RDWR)
+    runner = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", "-S", runner_program.__file__, str(folder), "call.1"
+    )
+    await until(folder / "call.1.claim")
+    assert calls.cancel("call")
+    os.write(told, wanted)
+    os.close(told)
+    assert await runner.wait() == 0
+    done = await calls.adopt("call")
+    assert isinstance(done, Done)
+    assert (done.ended_by, done.exit_code) == ("cancelled", None)
+    assert not (tmp_path / "work" / "effect").exists()
 
 
 async def test_a_call_cancelled_before_it_began_does_not_run(
