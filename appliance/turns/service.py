@@ -31,7 +31,6 @@ from appliance.wire.native import message_to_json, usage_to_json
 ASKER_ENDED = "the turn that asked for it has ended"
 UNFINISHED_MAX = 100_000
 """More than any configuration allows at once, so that all are taken up again."""
-"""Turns accepted and not finished; beyond, new ones are shed. Each costs a few KB of RAM."""
 
 CANCEL_S = 2.0
 """Waited for the end of a cancelled turn to be journalled: an answer that a crash takes back would
