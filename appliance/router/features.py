@@ -121,8 +121,10 @@ class TextFeatures:
 
 def read(text: str, tools: tuple[float, ...] = ()) -> TextFeatures:
     """Features of a user's text and of the tools beside it (`tools.tool_shape`)."""
-    raw = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
-    data = np.frombuffer(text.lower().encode("utf-8", "replace"), np.uint8)
+    written, lowered = text.encode("utf-8", "replace"), text.lower().encode("utf-8", "replace")
+    if len(lowered) != len(written):  # a letter whose small one is longer or shorter, as Turkish İ
+        lowered = written.lower()
+    raw, data = np.frombuffer(written, np.uint8), np.frombuffer(lowered, np.uint8)
     starts, ends = _word_bounds(data)
     words = _hash_words(data, starts, ends)
     options = _option_starts(raw)

@@ -39,6 +39,12 @@ def test_any_text_gives_finite_numbers_of_one_size(text: str, tools: tuple[float
     assert np.array_equal(read(text, tools).shape, found.shape)
 
 
+@pytest.mark.parametrize("letter", ["İ", "ẞ", "\u212a", "\ud800", "\0", "日", "🙂"])
+def test_a_letter_that_changes_size_with_its_case_is_read(letter: str) -> None:
+    assert np.isfinite(read(letter * 90 + " word").shape).all()
+    assert named(f"{letter * 9} 5 apples?\nA. {letter * 9}\nB. last")["options"] > 0
+
+
 def test_options_numbers_and_marks_are_seen() -> None:
     found = named(QUESTION)
     assert round(found["options"] * 10) == 3
