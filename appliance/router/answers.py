@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from appliance.router.features import Floats
 from appliance.router.said import NUMBER, plain
+from appliance.router.words import Floats
 
 ANSWER_NAMES = (
     "agree", "rival", "margin", "distinct", "missing", "first_agrees", "second_agrees",

@@ -30,8 +30,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.router.features import SHAPE_SIZE, SKETCH_SIZE, TextFeatures, read
+from appliance.router.features import SHAPE_SIZE, TextFeatures, read
 from appliance.router.types import Place, Score, StepFacts, TargetFacts, bounded_text
+from appliance.router.words import SKETCH_SIZE
 
 Vector = NDArray[np.float64]
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.router.answers import ANSWER_NAMES, LocalAnswer, read_answer
-from appliance.router.features import SHAPE_NAMES, SHAPE_SIZE, SKETCH_SIZE, read
+from appliance.router.features import SHAPE_NAMES, SHAPE_SIZE, read
 from appliance.router.said import is_same, plain, said
 from appliance.router.tools import TOOL_NAMES, tool_shape
+from appliance.router.words import SKETCH_SIZE
 
 QUESTION = "Which of these is 22.5 % of 1,200?\nA. 270\nB. 250\nC. all of the above"
 
