@@ -84,6 +84,7 @@ def _shape(seen: Words, tools: tuple[float, ...]) -> Floats:
     count = np.bincount(stem, minlength=256).tolist()
     n_stem = int(starts.searchsorted(stem_end))
     stem_words, starts_in_stem = words[:n_stem], starts[:n_stem]
+    is_number = (kinds[starts_in_stem] & DIGIT).astype(bool)
     lengths = seen.ends[:n_stem] - starts_in_stem
     n_words = max(1, n_stem)
     number_starts, number_ends = runs_of(seen.kinds, DIGIT)
@@ -106,7 +107,7 @@ def _shape(seen: Words, tools: tuple[float, ...]) -> Floats:
         math.log1p(n_stem),
         float(lengths.sum()) / n_words,
         math.log1p(in_stem),
-        math.log1p(distinct(stem_words[(initials >= 48) & (initials <= 57)])),
+        math.log1p(distinct(stem_words[is_number])),
         math.log1p(np.count_nonzero(between == 47)),
         math.log1p(np.count_nonzero(is_end)),
         len(options) / 10,
