@@ -75,9 +75,12 @@ def test_score_holds_for_empty_cells_unknown_marks_and_sets_without_rows(
         ["new/8", "", "nan", "?", "", ""],
         ["new/7", "And then?", "1", "1", "a", ""],
     )
-    _table(data, ["query_id", "prompt", "weak_answer"], ["new/0"], ["new/1", "Été ?", "oui"])
+    nested = ["new/2", "So?\n\n[TOOLS]\n" + "[" * 50_000]
+    _table(
+        data, ["query_id", "prompt", "weak_answer"], ["new/0"], ["new/1", "Été ?", "oui"], nested
+    )
     rows = _score(train, data, "--labels", labels, "--stage", stage)
-    assert [row["query_id"] for row in rows] == ["new/0", "new/1"]
+    assert [row["query_id"] for row in rows] == ["new/0", "new/1", "new/2"]
     assert all(np.isfinite(float(row["score"])) for row in rows)
 
 

@@ -17,6 +17,7 @@ from appliance.router.answers import LocalAnswer, read_answer
 from appliance.router.features import TextFeatures, read
 from appliance.router.said import plain
 from appliance.router.tools import tool_shape
+from appliance.router.types import bounded_text
 
 csv.field_size_limit(1 << 30)
 _STEM_END = re.compile(r"\nA\. |\n\n\[TOOLS\]")
@@ -80,17 +81,18 @@ def load(path: Path) -> Outcomes | None:
 
 
 def _read(prompt: str) -> TextFeatures:
-    """The request's features; tools follow it after a mark, one JSON object a line."""
+    """The request's features, bounded as a step's text is; tools follow it after a mark, one JSON
+    object a line."""
     request, _, lines = prompt.partition("\n\n[TOOLS]\n")
     tools = [_tool(line) for line in lines.splitlines()]
-    return read(request, tool_shape(each for each in tools if each is not None))
+    return read(bounded_text(request), tool_shape(each for each in tools if each is not None))
 
 
 def _tool(line: str) -> tuple[str, dict[str, object]] | None:
     try:
         tool = json.loads(line)
         return str(tool.get("description", "")), dict(tool.get("parameters") or {})
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 
