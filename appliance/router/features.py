@@ -21,7 +21,7 @@ from appliance.router.words import (
     CUES,
     DIGIT,
     IS_CUE,
-    IS_STOP,
+    IS_TOLD,
     KNOWN,
     Floats,
     Words,
@@ -105,7 +105,7 @@ def _shape(seen: Words, tools: tuple[float, ...]) -> Floats:
         math.log1p(len(raw) + told_of_tools),
         math.log1p(stem_end),
         math.log1p(n_stem),
-        float(lengths.sum()) / n_words,
+        int(np.add.reduce(lengths)) / n_words,
         math.log1p(in_stem),
         math.log1p(distinct(stem_words[is_number])),
         math.log1p(np.count_nonzero(between == 47)),
@@ -129,7 +129,7 @@ def _shape(seen: Words, tools: tuple[float, ...]) -> Floats:
         float(min(20, count[123] + count[59])) / 5,
         math.log1p(sum(count[128:])),
         math.log1p(count[10]),
-        float(runs.sum()) / max(1, len(raw)),
+        int(np.add.reduce(runs)) / max(1, len(raw)),
         *np.log1p(cues).tolist(),
         *_asked_of_tools(tools, stem, starts_in_stem, count, float(cues[_JOINED]), in_stem),
     ]
@@ -145,7 +145,7 @@ def _options(
     sizes = np.log1p(np.diff(options, append=len(seen.raw)))
     has_digit = np.bitwise_or.reduceat(seen.kinds[1:-1], options) & DIGIT
     tail, where = words[n_stem:], options.searchsorted(seen.starts[n_stem:], side="right")
-    told = ~IS_STOP[seen.known[n_stem:]]
+    told = IS_TOLD[seen.known[n_stem:]]
     tail, where = tail[told], where[told]
     in_stem = np.sort(words[:n_stem]) if n_stem else np.zeros(1, np.uint64)
     overlap = len(np.unique(where[_among(tail, in_stem)])) / n_options

@@ -123,13 +123,13 @@ class Basis:
         phase = shape @ self._frequencies
         waves = 1 + SHAPE_SIZE + STEP_SIZE
         out[0] = _CONSTANT
-        out[1 : 1 + SHAPE_SIZE] = shape * (_LINEAR / math.sqrt(SHAPE_SIZE))
+        np.multiply(shape, _LINEAR / math.sqrt(SHAPE_SIZE), out=out[1 : 1 + SHAPE_SIZE])
         if step is not None:
             out[1 + SHAPE_SIZE : waves] = step * (_LINEAR / math.sqrt(STEP_SIZE))
-        out[waves : waves + N_WAVES] = np.cos(phase)
-        out[waves + N_WAVES : waves + 2 * N_WAVES] = np.sin(phase)
+        np.cos(phase, out=out[waves : waves + N_WAVES])
+        np.sin(phase, out=out[waves + N_WAVES : waves + 2 * N_WAVES])
         out[waves : waves + 2 * N_WAVES] *= _WAVES / math.sqrt(N_WAVES)
-        out[waves + 2 * N_WAVES :] = features.sketch * _WORDS
+        np.multiply(features.sketch, _WORDS, out=out[waves + 2 * N_WAVES :])
         return out
 
 

@@ -66,11 +66,11 @@ def _hash_words(
     up, down = _UP, _DOWN
     if len(data) > _USUAL_BYTES:
         up, down = _powers(_MULTIPLIER, _MULTIPLIER, len(data)), _powers(_INVERSE, 1, len(data))
-    terms = data.astype(np.uint64)
-    terms += np.uint64(1)
-    terms *= up[: len(data)]
     sums = np.zeros(len(data) + 1, np.uint64)
-    terms.cumsum(out=sums[1:])
+    terms = sums[1:]
+    np.add(data, np.uint64(1), out=terms)
+    terms *= up[: len(data)]
+    terms.cumsum(out=terms)
     words: NDArray[np.uint64] = sums[np.minimum(ends, starts + _MAX_WORD)] - sums[starts]
     words *= down[starts]
     words ^= words >> np.uint64(31)
@@ -117,7 +117,8 @@ CUES = {
 }
 KNOWN = np.unique(np.concatenate((_STOP, *CUES.values(), [np.uint64(2**64 - 1)])))
 """All words that mean something, in order, then one for all others."""
-IS_STOP = np.isin(KNOWN, _STOP)
+IS_TOLD = ~np.isin(KNOWN, _STOP)
+"""Of those, which say what a text is about: all but the commonest."""
 IS_CUE = np.array([np.isin(KNOWN, few) for few in CUES.values()], np.float64)
 
 
@@ -148,7 +149,7 @@ def words_of(text: str) -> Words:
 def sketch(words: Words) -> Floats:
     """(SKETCH_SIZE,) of length one, zero without words: those that say something, and pairs of
     neighbours, signed and folded; damped by log."""
-    told = words.hashes[~IS_STOP[words.known]]
+    told = words.hashes[IS_TOLD[words.known]]
     pairs = told[:-1] * np.uint64(_MULTIPLIER)
     pairs ^= told[1:]
     pairs ^= pairs >> np.uint64(29)
