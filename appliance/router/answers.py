@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from appliance.router.features import Floats
 from appliance.router.said import NUMBER, plain
+from appliance.router.words import Floats
 
 ANSWER_NAMES = (
     "agree", "rival", "margin", "distinct", "missing", "first_agrees", "second_agrees",
@@ -49,6 +49,8 @@ _HEDGES = re.compile(
     re.IGNORECASE,
 )
 MAX_TONE_CHARS = 4_000
+_LARGEST = 1e18
+"""Of numbers: a reply may be a digit four hundred times over, which no float holds."""
 _SHINGLE = 4
 _CATCH_ALL = re.compile(r"\b(all|none|both|neither|cannot)\b")
 
@@ -120,7 +122,7 @@ def _length(local: LocalAnswer, answer: str) -> list[float]:
 
 def _content(local: LocalAnswer, answer: str, options: Sequence[str]) -> list[float]:
     is_number = NUMBER.fullmatch(answer) is not None
-    value = float(answer) if is_number else 0.0
+    value = max(-_LARGEST, min(_LARGEST, float(answer))) if is_number else 0.0
     in_prompt = is_number and answer in {plain(each) for each in _IN_TEXT.findall(local.prompt)}
     letter = ord(answer) - 96 if len(answer) == 1 and "a" <= answer <= "z" else 0
     chosen = _chosen(answer, options)

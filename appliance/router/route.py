@@ -82,7 +82,7 @@ def route(
 def _candidate(step: StepFacts, target: TargetFacts, score: Score, tuning: Tuning) -> Candidate:
     weighed = weigh(step, target, score, tuning)
     rejections = may_it(step, target) + can_it(step, target)
-    return replace(weighed, rejections=rejections, note=target.shut_note if rejections else "")
+    return replace(weighed, rejections=rejections, note=target.shut_note) if rejections else weighed
 
 
 def _last_usable(candidates: tuple[Candidate, ...], score: Score) -> Route | NoRoute:

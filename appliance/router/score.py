@@ -21,6 +21,7 @@ regression, shrunk towards zero until there is evidence.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -29,8 +30,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.router.features import SHAPE_SIZE, SKETCH_SIZE, TextFeatures, read
+from appliance.router.features import SHAPE_SIZE, TextFeatures, read
 from appliance.router.types import Place, Score, StepFacts, TargetFacts, bounded_text
+from appliance.router.words import SKETCH_SIZE
 
 Vector = NDArray[np.float64]
 
@@ -115,16 +117,19 @@ class Basis:
     def of(self, features: TextFeatures, step: Vector | None = None) -> Vector:
         """The (SIZE,) inputs for one text; `step` is `step_features` or None for none."""
         out = np.zeros(SIZE)
-        shape = np.clip((features.shape - self._centre) / self._spread, -_CLIP, _CLIP)
+        shape = (features.shape - self._centre) / self._spread
+        np.maximum(shape, -_CLIP, out=shape)
+        np.minimum(shape, _CLIP, out=shape)
         phase = shape @ self._frequencies
         waves = 1 + SHAPE_SIZE + STEP_SIZE
         out[0] = _CONSTANT
-        out[1 : 1 + SHAPE_SIZE] = shape * (_LINEAR / np.sqrt(SHAPE_SIZE))
+        np.multiply(shape, _LINEAR / math.sqrt(SHAPE_SIZE), out=out[1 : 1 + SHAPE_SIZE])
         if step is not None:
-            out[1 + SHAPE_SIZE : waves] = step * _LINEAR / np.sqrt(STEP_SIZE)
-        out[waves : waves + N_WAVES] = np.cos(phase) * (_WAVES / np.sqrt(N_WAVES))
-        out[waves + N_WAVES : waves + 2 * N_WAVES] = np.sin(phase) * (_WAVES / np.sqrt(N_WAVES))
-        out[waves + 2 * N_WAVES :] = features.sketch * _WORDS
+            out[1 + SHAPE_SIZE : waves] = step * (_LINEAR / math.sqrt(STEP_SIZE))
+        np.cos(phase, out=out[waves : waves + N_WAVES])
+        np.sin(phase, out=out[waves + N_WAVES : waves + 2 * N_WAVES])
+        out[waves : waves + 2 * N_WAVES] *= _WAVES / math.sqrt(N_WAVES)
+        np.multiply(features.sketch, _WORDS, out=out[waves + 2 * N_WAVES :])
         return out
 
 
@@ -260,9 +265,9 @@ def step_features(step: StepFacts) -> Vector:
     """(STEP_SIZE,) numbers of about unit size: where the step stands in its turn."""
     return np.array(
         [
-            np.log1p(step.prompt_tokens) / 5.0 - 1.0,
-            np.log1p(step.n_tools) / 2.0,
-            np.log1p(step.step_index) / 2.0,
+            math.log1p(step.prompt_tokens) / 5.0 - 1.0,
+            math.log1p(step.n_tools) / 2.0,
+            math.log1p(step.step_index) / 2.0,
             float(step.last_tool_failed),
             min(3.0, step.failures_in_a_row) / 2.0,
             float(step.in_tool_loop),

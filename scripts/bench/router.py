@@ -18,6 +18,7 @@ import os
 import platform
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,14 +53,25 @@ def main() -> int:
 
 def _score(args: argparse.Namespace) -> int:
     data = load(args.data)
-    train = load_all(args.train)
-    rows = [_allowed(each, data, args.labels) for each in train]
-    scores = offline.score(train, rows, data, args.stage)
+    scored = [] if data is None else zip(data.ids, _scores(data, args), strict=True)
     with args.out.open("w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out)
         writer.writerow(("query_id", "score"))
-        writer.writerows((key, f"{value:.6f}") for key, value in zip(data.ids, scores, strict=True))
+        writer.writerows((key, f"{value:.6f}") for key, value in scored)
     return 0
+
+
+def _scores(data: Outcomes, args: argparse.Namespace) -> np.ndarray:
+    train = load_all(args.train)
+    data = replace(data, name=_family(data, train))
+    rows = [_allowed(each, data, args.labels) for each in train]
+    return offline.score(train, rows, data, args.stage)
+
+
+def _family(data: Outcomes, train: list[Outcomes]) -> str:
+    """The taught set whose name its own begins with (`rl_mmlu_new`), else its own."""
+    kin = [each.name for each in train if data.name.startswith(each.name)]
+    return max(kin, key=len, default=data.name)
 
 
 def _allowed(each: Outcomes, data: Outcomes, labels: int | None) -> np.ndarray:

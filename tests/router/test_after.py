@@ -103,3 +103,7 @@ def test_what_is_usual_moves_from_the_priors_to_what_was_seen() -> None:
         usual.saw(np.ones(ANSWER_SIZE))
     assert usual.mean(centre, AGENT_WEIGHT) == pytest.approx(0.5)
     assert usual.spread(usual.mean(centre, 50.0), centre, np.ones(ANSWER_SIZE)).min() > 0.5
+
+
+def test_an_answer_of_more_digits_than_a_number_holds_is_still_read() -> None:
+    assert np.isfinite(read_answer(LocalAnswer("How many?", "9" * 400, 400, ("1",)))).all()

@@ -51,15 +51,11 @@ def test_prompt_length_measures_what_it_is_known_to(
 def test_score_writes_a_number_for_every_query_of_an_unmarked_file(
     tmp_path: Path, stage: str
 ) -> None:
-    train, data, out = tmp_path / "train", tmp_path / "new.csv.gz", tmp_path / "scores.csv"
+    train, data = tmp_path / "train", tmp_path / "new.csv.gz"
     train.mkdir()
     _write(train / "sums.csv.gz", count=60, marked=True)
     _write(data, count=20, marked=False)
-    command = [sys.executable, str(BENCH / "router.py"), "score", "--train", str(train)]
-    command += ["--labels", "40", "--data", str(data), "--stage", stage, "--out", str(out)]
-    subprocess.run(command, check=True, timeout=60)
-    with out.open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
+    rows = _score(train, data, "--labels", "40", "--stage", stage)
     assert [row["query_id"] for row in rows] == [f"new/{i}" for i in range(20)]
     assert len({row["score"] for row in rows}) > 10
 
@@ -69,7 +65,7 @@ def test_score_writes_a_number_for_every_query_of_an_unmarked_file(
 def test_score_holds_for_empty_cells_unknown_marks_and_sets_without_rows(
     tmp_path: Path, stage: str, labels: str
 ) -> None:
-    train, data, out = tmp_path / "train", tmp_path / "new.csv.gz", tmp_path / "scores.csv"
+    train, data = tmp_path / "train", tmp_path / "new.csv.gz"
     train.mkdir()
     _table(train / "none.csv.gz", ["query_id", "prompt", "weak", "strong"])
     _table(
@@ -79,14 +75,71 @@ def test_score_holds_for_empty_cells_unknown_marks_and_sets_without_rows(
         ["new/8", "", "nan", "?", "", ""],
         ["new/7", "And then?", "1", "1", "a", ""],
     )
-    _table(data, ["query_id", "prompt", "weak_answer"], ["new/0"], ["new/1", "Été ?", "oui"])
+    nested = ["new/2", "So?\n\n[TOOLS]\n" + "[" * 50_000]
+    _table(
+        data, ["query_id", "prompt", "weak_answer"], ["new/0"], ["new/1", "Été ?", "oui"], nested
+    )
+    rows = _score(train, data, "--labels", labels, "--stage", stage)
+    assert [row["query_id"] for row in rows] == ["new/0", "new/1", "new/2"]
+    assert all(np.isfinite(float(row["score"])) for row in rows)
+
+
+def test_score_reads_plain_files_and_finds_their_family_by_name(tmp_path: Path) -> None:
+    train, data = tmp_path / "train", tmp_path / "sums_new.csv"
+    train.mkdir()
+    _write(train / "sums.csv", count=400, marked=True)
+    _write(data, count=60, marked=True, keys=False)
+    scores = np.array([float(row["score"]) for row in _score(train, data, "--labels", "300")])
+    with data.open(newline="") as lines:
+        weak = np.array([float(row["weak"]) for row in csv.DictReader(lines)])
+    assert metrics.ranked(scores, weak, np.ones(60)) > 0.75
+
+
+def test_score_of_a_file_without_rows_has_none(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    data = tmp_path / "none.csv.gz"
+    _table(data, ["query_id", "prompt"])
+    assert _score(tmp_path / "train", data) == []
+    data.write_bytes(b"")
+    assert _score(tmp_path / "train", data) == []
+
+
+def test_marks_that_are_all_alike_leave_the_order_of_length(tmp_path: Path) -> None:
+    train, data = tmp_path / "train", tmp_path / "new.csv.gz"
+    train.mkdir()
+    _table(
+        train / "new.csv.gz",
+        ["query_id", "prompt", "weak", "strong"],
+        *(["new/" + str(i), "Which " * i, "1", "1"] for i in range(200)),
+    )
+    _table(data, ["query_id", "prompt"], *([f"new/{i}", "Why? " * i] for i in range(1, 9)))
+    scores = [float(row["score"]) for row in _score(train, data)]
+    assert scores == sorted(scores)
+    assert len(set(scores)) == 8
+
+
+def test_after_generation_the_length_of_the_answer_is_enough_to_read(tmp_path: Path) -> None:
+    train, data = tmp_path / "train", tmp_path / "new.csv.gz"
+    train.mkdir()
+    columns = ["query_id", "prompt", "weak_out_chars"]
+    rows = [[f"new/{i}", "Which one?", str(10 + i)] for i in range(200)]
+    _table(
+        train / "new.csv.gz",
+        [*columns, "weak", "strong"],
+        *([*row, str(float(i < 100)), "1"] for i, row in enumerate(rows)),
+    )
+    _table(data, columns, ["new/a", "So?", "15"], ["new/b", "So?", "205"], ["new/c", "So?", "-1"])
+    short, long, _ = (float(row["score"]) for row in _score(train, data, "--stage", "after"))
+    assert short < long
+
+
+def _score(train: Path, data: Path, *options: str) -> list[dict[str, str]]:
+    out = train.parent / "scores.csv"
     command = [sys.executable, str(BENCH / "router.py"), "score", "--train", str(train)]
-    command += ["--labels", labels, "--data", str(data), "--stage", stage, "--out", str(out)]
+    command += ["--data", str(data), "--out", str(out), *options]
     subprocess.run(command, check=True, timeout=60)
     with out.open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    assert [row["query_id"] for row in rows] == ["new/0", "new/1"]
-    assert all(np.isfinite(float(row["score"])) for row in rows)
+        return list(csv.DictReader(lines))
 
 
 def _table(path: Path, *rows: list[str]) -> None:
@@ -94,17 +147,18 @@ def _table(path: Path, *rows: list[str]) -> None:
         csv.writer(out).writerows(rows)
 
 
-def _write(path: Path, *, count: int, marked: bool) -> None:
+def _write(path: Path, *, count: int, marked: bool, keys: bool = True) -> None:
     draw = np.random.default_rng(count)
     name = path.name.split(".")[0]
-    with gzip.open(path, "wt", encoding="utf-8", newline="") as out:
+    packed = path.suffix == ".gz"
+    with gzip.open(path, "wt", newline="") if packed else path.open("w", newline="") as out:
         columns = ["query_id", "group", "prompt", "weak_answer", "weak_out_chars", "ans_other"]
         writer = csv.DictWriter(out, columns + ["weak", "strong"] * marked)
         writer.writeheader()
         for i in range(count):
             terms = draw.integers(1, 99, draw.integers(2, 9))
             row = {
-                "query_id": f"{name}/{i}",
+                "query_id": f"{name}/{i}" if keys else str(i),
                 "group": name,
                 "prompt": f"What is the sum of {', '.join(map(str, terms))}?",
                 "weak_answer": str(terms.sum() + int(draw.integers(0, 2))),

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.router.answers import ANSWER_NAMES, LocalAnswer, read_answer
-from appliance.router.features import SHAPE_NAMES, SHAPE_SIZE, SKETCH_SIZE, read
+from appliance.router.features import SHAPE_NAMES, SHAPE_SIZE, read
 from appliance.router.said import is_same, plain, said
 from appliance.router.tools import TOOL_NAMES, tool_shape
+from appliance.router.words import SKETCH_SIZE
 
 QUESTION = "Which of these is 22.5 % of 1,200?\nA. 270\nB. 250\nC. all of the above"
 
@@ -37,6 +38,12 @@ def test_any_text_gives_finite_numbers_of_one_size(text: str, tools: tuple[float
     assert np.isfinite(found.shape).all()
     assert np.isfinite(found.sketch).all()
     assert np.array_equal(read(text, tools).shape, found.shape)
+
+
+@pytest.mark.parametrize("letter", ["İ", "ẞ", "\u212a", "\ud800", "\0", "日", "🙂"])
+def test_a_letter_that_changes_size_with_its_case_is_read(letter: str) -> None:
+    assert np.isfinite(read(letter * 90 + " word").shape).all()
+    assert named(f"{letter * 9} 5 apples?\nA. {letter * 9}\nB. last")["options"] > 0
 
 
 def test_options_numbers_and_marks_are_seen() -> None:

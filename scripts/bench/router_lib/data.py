@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import re
 import zlib
@@ -16,6 +17,7 @@ from appliance.router.answers import LocalAnswer, read_answer
 from appliance.router.features import TextFeatures, read
 from appliance.router.said import plain
 from appliance.router.tools import tool_shape
+from appliance.router.types import bounded_text
 
 csv.field_size_limit(1 << 30)
 _STEM_END = re.compile(r"\nA\. |\n\n\[TOOLS\]")
@@ -56,12 +58,12 @@ class Outcomes:
         return np.array([rank[name] for name in self.groups])
 
 
-def load(path: Path) -> Outcomes:
-    """A set from its file. A column that is missing reads as empty, a mark that is no number as
-    unknown; a file without rows is a ValueError."""
+def load(path: Path) -> Outcomes | None:
+    """A set from its file, None where that has no rows. A column that is missing reads as empty, a
+    mark that is no number as unknown; a file that is no table is a ValueError."""
     rows = _rows(path)
     if not rows:
-        raise ValueError(f"{path} has no rows")
+        return None
     features = [_read(row["prompt"]) for row in rows]
     return Outcomes(
         name=_family(rows[0]["query_id"], path),
@@ -79,32 +81,41 @@ def load(path: Path) -> Outcomes:
 
 
 def _read(prompt: str) -> TextFeatures:
-    """The request's features; tools follow it after a mark, one JSON object a line."""
+    """The request's features, bounded as a step's text is; tools follow it after a mark, one JSON
+    object a line."""
     request, _, lines = prompt.partition("\n\n[TOOLS]\n")
     tools = [_tool(line) for line in lines.splitlines()]
-    return read(request, tool_shape(each for each in tools if each is not None))
+    return read(bounded_text(request), tool_shape(each for each in tools if each is not None))
 
 
 def _tool(line: str) -> tuple[str, dict[str, object]] | None:
     try:
         tool = json.loads(line)
         return str(tool.get("description", "")), dict(tool.get("parameters") or {})
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 
 def load_all(folder: Path) -> list[Outcomes]:
     """Every set of a folder that has rows."""
-    return [load(path) for path in sorted(folder.glob("*.csv.gz")) if _rows(path)]
+    paths = sorted({*folder.glob("*.csv.gz"), *folder.glob("*.csv")})
+    found = [load(path) for path in paths]
+    return [each for each in found if each is not None]
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    with gzip.open(path, "rt", encoding="utf-8", errors="replace", newline="") as lines:
-        return [
-            {"query_id": str(i), "prompt": ""}
-            | {name: value or "" for name, value in row.items() if name is not None}
-            for i, row in enumerate(csv.DictReader(lines))
-        ]
+    """Its rows, whether it is compressed or not, and whatever its name says of that."""
+    body = path.read_bytes()
+    try:
+        body = gzip.decompress(body) if body.startswith(b"\x1f\x8b") else body
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    lines = io.StringIO(body.decode("utf-8-sig", "replace"), newline="")
+    return [
+        {"query_id": str(i), "prompt": ""}
+        | {name: value or "" for name, value in row.items() if name is not None}
+        for i, row in enumerate(csv.DictReader(lines))
+    ]
 
 
 def _family(query_id: str, path: Path) -> str:
@@ -130,12 +141,18 @@ def _number(text: str) -> float:
     return value if np.isfinite(value) else np.nan
 
 
+def _count(text: str) -> int:
+    value = _number(text)
+    return int(value) if value > 0 else 0
+
+
 def _answers(rows: list[dict[str, str]]) -> np.ndarray:
-    if "weak_answer" not in rows[0]:
-        return np.zeros((0, 0))
     columns = sorted(name for name in rows[0] if name.startswith("ans_"))
+    if not columns and not {"weak_answer", "weak_out_chars"} & set(rows[0]):
+        return np.zeros((0, 0))
+    answers = [row.get("weak_answer", "") for row in rows]
     votes = [[plain(row[name]) for name in columns] for row in rows]
-    own = [plain(row["weak_answer"]) for row in rows]
+    own = [plain(answer) for answer in answers]
     trust = _trust(votes, own)
     order = sorted(range(len(columns)), key=lambda i: -trust[i])
     return np.stack(
@@ -143,13 +160,13 @@ def _answers(rows: list[dict[str, str]]) -> np.ndarray:
             read_answer(
                 LocalAnswer(
                     prompt=row["prompt"],
-                    answer=row["weak_answer"],
-                    output_chars=int(np.nan_to_num(_number(row.get("weak_out_chars", "")))),
+                    answer=answer,
+                    output_chars=_count(row.get("weak_out_chars", "")),
                     others=tuple(row[columns[i]] for i in order),
                     weights=tuple(trust[i] for i in order),
                 )
             )
-            for row in rows
+            for row, answer in zip(rows, answers, strict=True)
         ]
     ).astype(np.float64)
 

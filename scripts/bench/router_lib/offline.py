@@ -45,7 +45,7 @@ def score(
     usable = [
         (each, use)
         for each, use in marked
-        if len(use) and (stage == Stage.BEFORE or each.answers.size)
+        if len(set(each.gain[use])) > 1 and (stage == Stage.BEFORE or each.answers.size)
     ]
     usable = _teachers(usable, data)
     if not usable:
