@@ -6,9 +6,10 @@ the split: then position i is on the first card whose cumulative count exceeds i
 
 Filling the cards in order, each as far as it goes, finds a split whenever one exists for that
 order: a card's bytes only grow with the layers on it, so a fuller earlier card never leaves more
-for the later ones (the usual exchange argument). What remains is the order, and the subset: the k
-cards with most room dominate every other k cards, and among runs of k neighbours by room the
-tightest that fits is taken when packing.
+for the later ones (the usual exchange argument). What remains is the order, and the subset: among
+runs of k neighbours by room the tightest that fits is taken when packing. Each run has card by card
+no more room than the next one, so that a run fits if a tighter one does: the roomiest is tried
+first, which is enough where k cards are too few, and the tightest that fits is found by halves.
 """
 
 from __future__ import annotations
@@ -58,12 +59,30 @@ def fit_on_cards(
 ) -> Fit | None:
     """All layers on as few cards as possible; None when no choice of `cards` holds them."""
     floor = _least_together(footprint, configuration)
-    for candidate in _orders(room, cards, most_cards, is_packing):
-        if sum(room[uuid] for uuid in candidate) < floor:
+    by_room = sorted(cards, key=lambda uuid: (room[uuid], uuid))
+
+    def fit_on(run: Sequence[str]) -> Fit | None:
+        if sum(room[uuid] for uuid in run) < floor:
+            return None
+        fits = (
+            _fill(footprint, configuration, room, order, footprint.n_layers)
+            for order in _orders_of(run, room)
+        )
+        return next((fit for fit in fits if fit is not None), None)
+
+    for count in range(1, min(most_cards, len(cards), footprint.n_layers) + 1):
+        low, high = 0, len(by_room) - count
+        best = fit_on(by_room[high:])
+        if best is None:
             continue
-        fit = _fill(footprint, configuration, room, candidate, footprint.n_layers)
-        if fit is not None:
-            return fit
+        while is_packing and low < high:
+            middle = (low + high) // 2
+            fit = fit_on(by_room[middle : middle + count])
+            if fit is None:
+                low = middle + 1
+            else:
+                best, high = fit, middle
+        return best
     return None
 
 
@@ -123,21 +142,6 @@ def _least_together(footprint: Footprint, configuration: Configuration) -> int:
     layers = footprint.n_layers
     on_one = footprint.bytes_by_device(_layout(configuration, (layers,), layers))[0]
     return on_one if on_one < IMPOSSIBLE else 0
-
-
-def _orders(
-    room: Mapping[str, int], cards: Sequence[str], most_cards: int, is_packing: bool
-) -> Iterator[tuple[str, ...]]:
-    """Candidate card lists: fewest cards first; among equals the tightest (or the roomiest)."""
-    by_room = sorted(cards, key=lambda uuid: (room[uuid], uuid))
-    for count in range(1, min(most_cards, len(cards)) + 1):
-        runs = [by_room[n : n + count] for n in range(len(by_room) - count + 1)]
-        seen: set[tuple[int, ...]] = set()
-        for run in runs if is_packing else reversed(runs):
-            rooms = tuple(room[uuid] for uuid in run)
-            if rooms not in seen:
-                seen.add(rooms)
-                yield from _orders_of(run, room)
 
 
 def _orders_of(run: Sequence[str], room: Mapping[str, int]) -> Iterator[tuple[str, ...]]:
