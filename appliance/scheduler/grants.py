@@ -80,16 +80,10 @@ def preempt(book: Book, instance: Instance, held: Held, reason: str, now_s: floa
 
 def _barrier(book: Book, now_s: float) -> Waiting | None:
     """The oldest due request for whose model no room is being made."""
-    oldest: Waiting | None = None
-    for model in book.queue.due_models():
-        if not book.can_be_delayed(model, now_s):
-            continue
-        waiting = book.queue.oldest(model)
-        if waiting is None or not book.queue.is_due(waiting):
-            continue
-        if oldest is None or waiting.seq < oldest.seq:
-            oldest = waiting
-    return oldest
+    for line in book.queue.due_lines():
+        if book.can_be_delayed(line.oldest.model, now_s):
+            return line.oldest
+    return None
 
 
 def _next(book: Book, model: str, barrier: Waiting | None) -> Waiting | None:
@@ -113,9 +107,10 @@ def _grant(book: Book, instance: Instance, waiting: Waiting, now_s: float) -> No
     instance.hold(Held(lease_id, step, now_s, waiting.cost_s))
     book.leases[lease_id] = instance
     book.queue.granted(waiting)
-    for model in book.queue.passed_by(waiting):
+    for line in book.queue.passed_by(waiting):
+        model = line.oldest.model
         if model == waiting.model or book.can_be_delayed(model, now_s):
-            book.queue.count_overtaken(waiting, model)
+            book.queue.count_overtaken(waiting, line)
     book.effects.append(
         Grant(step.request_id, lease_id, instance.instance_id, instance.model, queue_s, load_s)
     )
