@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import permutations
 
 from appliance.gpu.types import HOST, DeviceShare, Footprint, KvType, Layout
@@ -61,18 +62,27 @@ def fit_on_cards(
     floor = _least_together(footprint, configuration)
     by_room = sorted(cards, key=lambda uuid: (room[uuid], uuid))
 
-    def fit_on(run: Sequence[str]) -> Fit | None:
+    @cache
+    def falling() -> int:
+        """How many of all cards it takes by falling room: with fewer of them that is no use."""
+        order = tuple(reversed(by_room))
+        counts = _counts(footprint, configuration, room, order, footprint.n_layers)
+        return len(cards) + 1 if counts is None else sum(1 for count in counts if count)
+
+    def fit_on(run: Sequence[str], *, is_roomiest: bool = False) -> Fit | None:
         if sum(room[uuid] for uuid in run) < floor:
             return None
+        rises_only = is_roomiest and PERMUTED_CARDS < len(run) < falling()
+        orders = iter((tuple(run),)) if rises_only else _orders_of(run, room)
         fits = (
-            _fill(footprint, configuration, room, order, footprint.n_layers)
-            for order in _orders_of(run, room)
+            _fill(footprint, configuration, room, order, footprint.n_layers, uses_all=True)
+            for order in orders
         )
         return next((fit for fit in fits if fit is not None), None)
 
     for count in range(1, min(most_cards, len(cards), footprint.n_layers) + 1):
         low, high = 0, len(by_room) - count
-        best = fit_on(by_room[high:])
+        best = fit_on(by_room[high:], is_roomiest=True)
         if best is None:
             continue
         while is_packing and low < high:
@@ -163,8 +173,10 @@ def _fill(
     room: Mapping[str, int],
     cards: tuple[str, ...],
     layers: int,
+    *,
+    uses_all: bool = False,
 ) -> Fit | None:
-    counts = _counts(footprint, configuration, room, cards, layers)
+    counts = _counts(footprint, configuration, room, cards, layers, uses_all=uses_all)
     if counts is None:
         return None
     used = tuple((uuid, count) for uuid, count in zip(cards, counts, strict=True) if count)
@@ -185,12 +197,17 @@ def _counts(
     room: Mapping[str, int],
     cards: tuple[str, ...],
     layers: int,
+    *,
+    uses_all: bool = False,
 ) -> tuple[int, ...] | None:
-    """Fill the cards in order; None when layers are left over."""
+    """Fill the cards in order; None when layers are left over. `uses_all`: nor where a card stays
+    empty, for whom fewer cards are known not to do."""
     counts: list[int] = []
     left = layers
     for uuid in cards:
         take = _take(footprint, configuration, tuple(counts), left, layers, room[uuid])
+        if uses_all and not take:
+            return None
         counts.append(take)
         left -= take
         if left == 0:
@@ -208,15 +225,34 @@ def _take(
     layers: int,
     room_bytes: int,
 ) -> int:
-    """How many of the layers left the next card holds, those behind it standing for the rest."""
+    """How many of the layers left the next card holds, those behind it standing for the rest.
 
-    def holds(take: int) -> bool:
+    Layers are mostly alike, so the answer is guessed from the bytes of few and of many; and halved
+    in turn, for those that are not."""
+
+    def bytes_of(take: int) -> int:
         rest = left - take
         trial = (*before, take, rest) if rest else (*before, take)
-        sizes = footprint.bytes_by_device(_layout(configuration, trial, layers))
-        return sizes[len(before)] <= room_bytes
+        return footprint.bytes_by_device(_layout(configuration, trial, layers))[len(before)]
 
-    return largest(1, left, holds) or 0
+    most_bytes = bytes_of(left)
+    if most_bytes <= room_bytes:
+        return left
+    least_bytes = bytes_of(1) if left > 1 else most_bytes
+    if least_bytes > room_bytes:
+        return 0
+    low, high, halves = 1, left, False
+    while high - low > 1:
+        share = (room_bytes - least_bytes) / (most_bytes - least_bytes)
+        middle = (low + high) // 2 if halves else low + int(share * (high - low))
+        middle = min(max(middle, low + 1), high - 1)
+        size = bytes_of(middle)
+        if size <= room_bytes:
+            low, least_bytes = middle, size
+        else:
+            high, most_bytes = middle, size
+        halves = not halves
+    return low
 
 
 def _layout(configuration: Configuration, counts: Sequence[int], layers: int) -> Layout:

@@ -74,15 +74,12 @@ class ShapeFootprint:
         self._margin = (MEASURED_MARGIN if is_known else ESTIMATE_MARGIN) if is_promise else 0
         self._seen: dict[Layout, tuple[int, ...]] = {}
         self.shape = shape
+        self.n_layers = shape.n_layer + 1
         self._sorts = replace(shape, layers=_sorts(shape))
         self._context_bytes = max(known.contexts.values(), default=known.context_bytes(""))
         self._is_embedding = embeddings or shape.is_encoder
         self._batches = (n_batch, n_ubatch)
         self._tables: dict[tuple[int, int, KvType], _Table] = {}
-
-    @property
-    def n_layers(self) -> int:
-        return self.shape.n_layer + 1
 
     def params(self, layout: Layout, devices: tuple[str, ...]) -> PlanParams:
         """How an engine is started for this layout on these cards."""
@@ -117,9 +114,9 @@ class ShapeFootprint:
     def bytes_by_device(self, layout: Layout) -> tuple[int, ...]:
         """Cards in order, then the host. `shares` are the numbers of layers on each card, as
         placement has them; other weights are first turned into such numbers."""
-        counts = self._counts(layout)
+        counts, layers = self._counts(layout), self.n_layers
         table = self._table(layout)
-        at = self.n_layers - sum(counts)
+        at = layers - sum(counts)
         is_pipelined = at == 0 and sum(1 for count in counts if count) > 1
         on_host = table.run(0, at) + table.host[at > 0]
         cards = []
@@ -128,8 +125,8 @@ class ShapeFootprint:
             if count == 0:
                 cards.append(0)
                 continue
-            size = table.run(at, end) + table.card[at < self.n_layers - 1, end == self.n_layers]
-            if end == self.n_layers:
+            size = table.run(at, end) + table.card[at < layers - 1, end == layers]
+            if end == layers:
                 size += self.shape.tied_bytes
             cards.append(size + (table.pipeline if is_pipelined else 0))
             at = end
