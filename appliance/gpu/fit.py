@@ -59,28 +59,32 @@ def fit_on_cards(
     is_packing: bool = True,
 ) -> Fit | None:
     """All layers on as few cards as possible; None when no choice of `cards` holds them."""
+    layers = footprint.n_layers
+    layout = _layout(configuration, (), layers)
+    most = {uuid: footprint.most_layers(layout, room[uuid]) for uuid in cards}
+    if sum(most.values()) < layers:
+        return None
     floor = _least_together(footprint, configuration)
-    by_room = sorted(cards, key=lambda uuid: (room[uuid], uuid))
+    by_room = sorted((u for u in cards if most[u]), key=lambda uuid: (room[uuid], uuid))
 
     @cache
     def falling() -> int:
         """How many of all cards it takes by falling room: with fewer of them that is no use."""
         order = tuple(reversed(by_room))
-        counts = _counts(footprint, configuration, room, order, footprint.n_layers)
+        counts = _counts(footprint, configuration, room, order, layers)
         return len(cards) + 1 if counts is None else sum(1 for count in counts if count)
 
     def fit_on(run: Sequence[str], *, is_roomiest: bool = False) -> Fit | None:
-        if sum(room[uuid] for uuid in run) < floor:
+        if sum(most[uuid] for uuid in run) < layers or sum(room[uuid] for uuid in run) < floor:
             return None
         rises_only = is_roomiest and PERMUTED_CARDS < len(run) < falling()
         orders = iter((tuple(run),)) if rises_only else _orders_of(run, room)
         fits = (
-            _fill(footprint, configuration, room, order, footprint.n_layers, uses_all=True)
-            for order in orders
+            _fill(footprint, configuration, room, order, layers, uses_all=True) for order in orders
         )
         return next((fit for fit in fits if fit is not None), None)
 
-    for count in range(1, min(most_cards, len(cards), footprint.n_layers) + 1):
+    for count in range(1, min(most_cards, len(by_room), layers) + 1):
         low, high = 0, len(by_room) - count
         best = fit_on(by_room[high:], is_roomiest=True)
         if best is None:
@@ -227,21 +231,24 @@ def _take(
 ) -> int:
     """How many of the layers left the next card holds, those behind it standing for the rest.
 
-    Layers are mostly alike, so the answer is guessed from the bytes of few and of many; and halved
-    in turn, for those that are not."""
+    Layers are mostly alike, so the answer is close below the most that is possible, and guessed
+    from the bytes of few and of many; and halved in turn, for those that are not."""
 
     def bytes_of(take: int) -> int:
         rest = left - take
         trial = (*before, take, rest) if rest else (*before, take)
         return footprint.bytes_by_device(_layout(configuration, trial, layers))[len(before)]
 
-    most_bytes = bytes_of(left)
+    most = min(left, footprint.most_layers(_layout(configuration, (), layers), room_bytes))
+    if not most:
+        return 0
+    most_bytes = bytes_of(most)
     if most_bytes <= room_bytes:
-        return left
-    least_bytes = bytes_of(1) if left > 1 else most_bytes
+        return most
+    least_bytes = bytes_of(1) if most > 1 else most_bytes
     if least_bytes > room_bytes:
         return 0
-    low, high, halves = 1, left, False
+    low, high, halves = 1, most, False
     while high - low > 1:
         share = (room_bytes - least_bytes) / (most_bytes - least_bytes)
         middle = (low + high) // 2 if halves else low + int(share * (high - low))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from appliance.gpu.calibration import Calibration, load_key
 from appliance.gpu.compute import compute_bytes, pipeline_bytes
@@ -136,6 +137,12 @@ class ShapeFootprint:
             return sizes
         return tuple(map(max, sizes, (*self._needed(self._known, layout), 0)))
 
+    def most_layers(self, layout: Layout, room_bytes: int) -> int:
+        """As many of the lightest layer as fit beside the least that a card with any takes."""
+        table = self._table(layout)
+        usable = room_bytes * 1000 // (1000 + self._margin) + 1 - table.least_once
+        return max(usable, 0) // table.least_layer if table.least_layer else self.n_layers
+
     def _needed(self, known: Calibration, layout: Layout) -> tuple[int, ...]:
         """Bytes on each card that a load of this layout was seen to need; 0 where none was."""
         needed = self._seen.get(layout)
@@ -173,20 +180,23 @@ class ShapeFootprint:
         for layer in self.shape.layers:
             sums.append(sums[-1] + layer.weight_bytes + per_sort[_sort(layer)])
         sums.append(sums[-1] + self.shape.output_bytes)
+        card = {
+            (has_blocks, has_head): self._context_bytes
+            + self._scratch(plan, "card", has_blocks, has_head)
+            for has_blocks in (True, False)
+            for has_head in (True, False)
+        }
         return _Table(
             sums=tuple(sums),
+            least_layer=min(after - before for before, after in pairwise(sums)),
+            least_once=min(card.values()),
             host={
                 has_blocks: self.shape.input_bytes
                 + output_bytes(self.shape, plan)
                 + self._scratch(plan, HOST, has_blocks, False)
                 for has_blocks in (True, False)
             },
-            card={
-                (has_blocks, has_head): self._context_bytes
-                + self._scratch(plan, "card", has_blocks, has_head)
-                for has_blocks in (True, False)
-                for has_head in (True, False)
-            },
+            card=card,
             pipeline=pipeline_bytes(self._sorts, plan),
             head=self._scratch(plan, HOST, True, True) - self._scratch(plan, HOST, True, False),
         )
@@ -206,6 +216,8 @@ class _Table:
     what a device adds once, by what it has (blocks, or blocks and head)."""
 
     sums: tuple[int, ...]
+    least_layer: int
+    least_once: int
     host: dict[bool, int]
     card: dict[tuple[bool, bool], int]
     pipeline: int

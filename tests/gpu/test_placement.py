@@ -55,6 +55,12 @@ class Layered:
             cards.append(count * (self.layer + kv) + (self.overhead if count else 0))
         return (*cards, (self.n_layers - layout.gpu_layers) * (self.layer + kv))
 
+    def most_layers(self, layout: Layout, room_bytes: int) -> int:
+        kv = layout.context_window * layout.slots * self.per_token
+        if layout.kv_type is KvType.Q8_0:
+            kv //= 2
+        return max(room_bytes - self.overhead, 0) // (self.layer + kv)
+
 
 def machine(*cards: int, host: int = 0) -> Inventory:
     devices = tuple(Device(f"GPU-{n}", n, "card", total, 0, total) for n, total in enumerate(cards))
@@ -355,9 +361,7 @@ def test_placing_on_eight_cards_is_quick(gpus: int) -> None:
 
 
 @given(
-    st.builds(
-        Layered, st.integers(1, 5), st.integers(1, 12), st.integers(0, 2), st.integers(0, 6)
-    ),
+    st.builds(Layered, st.integers(1, 5), st.integers(1, 12), st.integers(0, 2), st.integers(0, 6)),
     st.lists(st.integers(0, 40), min_size=1, max_size=5),
     st.booleans(),
 )
