@@ -18,9 +18,9 @@ Shadows are the idea behind ARC's ghost lists and LeCaR's regret (Vietri et al. 
 shadows cost more than ghosts but judge every expert at every request instead of only the one that
 was followed. Nothing is learned beforehand and no constant is fitted to a trace.
 
-Learning from a request takes longer than most decisions do, and nothing depends on it until the next
-choice. So what is seen is only noted, and learnt in the same order when there is time (`learn_next`)
-or, at the latest, when somebody asks: when it is learnt changes no answer.
+Learning from a request takes longer than most decisions do, and nothing depends on it until the
+next choice. So what is seen is only noted, and learnt in the same order when there is time
+(`learn_next`) or, at the latest, when somebody asks: when it is learnt changes no answer.
 """
 
 from __future__ import annotations
