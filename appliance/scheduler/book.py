@@ -220,8 +220,10 @@ class Book:
             for claim in self.claims():
                 victims = [self.ledger.held_by(victim) for victim in claim.victims]
                 for device, need in claim.fit.bytes_by_device.items():
-                    coming = sum(held.get(device, 0) for held in victims)
-                    free[device] = max(free.get(device, 0) - max(need - coming, 0), 0)
+                    for held in victims:
+                        need -= held.get(device, 0)
+                    if need > 0:
+                        free[device] = max(free.get(device, 0) - need, 0)
             self._open = (self.room, free)
         return free
 

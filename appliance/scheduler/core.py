@@ -402,7 +402,7 @@ class Core:
         that was patient enough by then. Not oftener than each second, which is the least answer."""
         book = self._book
         soonest, least_s = math.inf, now_s + 1.0
-        models, patience_s = book.models, book.policy.swap_patience_s
+        models, per_load = book.models, book.policy.swap_patience_s(1.0)
         likely = book.ready()[:1]
         victim_s = sum(models[victim.model].load_s for victim in likely)
         contention = book.contention()
@@ -414,7 +414,7 @@ class Core:
                 continue
             turn_s = state.breaker.retry_at_s
             if turn_s <= now_s:
-                turn_s = line.oldest.since_s + patience_s(state.load_s + victim_s) * part
+                turn_s = line.oldest.since_s + per_load * (state.load_s + victim_s) * part
                 if turn_s < least_s:
                     turn_s = least_s
             if turn_s < soonest:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from appliance.scheduler.book import Book
 from appliance.scheduler.instances import Held, Instance
 from appliance.scheduler.values import Grant, Preempt, ResidentState
-from appliance.scheduler.waiting import Waiting
+from appliance.scheduler.waiting import Line, Waiting
 from appliance.types import Priority
 
 
@@ -31,8 +31,9 @@ def grant_all(book: Book, now_s: float) -> bool:
     barrier = _barrier(book, now_s)
     lines = book.queue.lines
     for instance in book.ready():
-        while instance.slots > len(instance.leases) and instance.model in lines:
-            waiting = _next(book, instance.model, barrier)
+        while instance.slots > len(instance.leases):
+            line = lines.get(instance.model)
+            waiting = None if line is None else _next(line, barrier)
             if waiting is None:
                 break
             _grant(book, instance, waiting, now_s)
@@ -86,12 +87,10 @@ def _barrier(book: Book, now_s: float) -> Waiting | None:
     return None
 
 
-def _next(book: Book, model: str, barrier: Waiting | None) -> Waiting | None:
-    first = book.queue.first(model)
-    if barrier is None or first is None or _may_pass(first, barrier):
-        return first
-    oldest = book.queue.oldest(model)
-    return oldest if oldest is not None and _may_pass(oldest, barrier) else None
+def _next(line: Line, barrier: Waiting | None) -> Waiting | None:
+    if barrier is None or _may_pass(line.first, barrier):
+        return line.first
+    return line.oldest if _may_pass(line.oldest, barrier) else None
 
 
 def _may_pass(waiting: Waiting, barrier: Waiting) -> bool:
