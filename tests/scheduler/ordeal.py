@@ -6,8 +6,8 @@ past, workers that die in the middle of a load, bytes of the dead that come back
 are taken out of the configuration or change their size.
 
 Physics is kept apart from what the core is told. A card has `total` bytes; our allocations and the
-other program's never add up to more: whoever asks for what is not there is refused. A refused
-allocation of ours is an out-of-memory. How a worker allocates decides what the core can promise:
+other program's never add up to more: whoever asks for what is not there is refused. A load which
+that ends is an out-of-memory. How a worker allocates decides what the core can promise:
 
 - `Loading.UNCHECKED`: it allocates weights, cache and scratch one after the other as it loads.
 - `Loading.CHECKED`: as llama.cpp's worker does (`engines/llamacpp/shortage.py`): it looks whether
