@@ -123,9 +123,10 @@ async def run_daemon(
         )
         engines = Engines(lambda: configuration.current, paths, manifest, egress, purse, clock)
         placer = MemoryPlacer(
-            lambda: scheduler.snapshot(),
+            lambda: core.holdings(),
             lambda name: getattr(configuration.current.models.get(name), "exclusive", False),
         )
+        core = Core(placer)
         sizes = Sizes(paths.state_dir / "sizes", prober.latest)
         vram = VramWatch(
             prober, sizes, lambda name: _weights_of(configuration.current, name, paths, manifest)
@@ -140,7 +141,7 @@ async def run_daemon(
 
         scheduler = await rooms.enter_async_context(
             Scheduler(
-                Core(placer),
+                core,
                 engines,
                 clock,
                 memory=vram,

@@ -6,15 +6,17 @@ the split: then position i is on the first card whose cumulative count exceeds i
 
 Filling the cards in order, each as far as it goes, finds a split whenever one exists for that
 order: a card's bytes only grow with the layers on it, so a fuller earlier card never leaves more
-for the later ones (the usual exchange argument). What remains is the order, and the subset: the k
-cards with most room dominate every other k cards, and among runs of k neighbours by room the
-tightest that fits is taken when packing.
+for the later ones (the usual exchange argument). What remains is the order, and the subset: among
+runs of k neighbours by room the tightest that fits is taken when packing. Each run has card by card
+no more room than the next one, so that a run fits if a tighter one does: the roomiest is tried
+first, which is enough where k cards are too few, and the tightest that fits is found by halves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import permutations
 
 from appliance.gpu.types import HOST, DeviceShare, Footprint, KvType, Layout
@@ -57,13 +59,44 @@ def fit_on_cards(
     is_packing: bool = True,
 ) -> Fit | None:
     """All layers on as few cards as possible; None when no choice of `cards` holds them."""
+    layers = footprint.n_layers
+    layout = _layout(configuration, (), layers)
+    most = {uuid: footprint.most_layers(layout, room[uuid]) for uuid in cards}
+    if sum(most.values()) < layers:
+        return None
     floor = _least_together(footprint, configuration)
-    for candidate in _orders(room, cards, most_cards, is_packing):
-        if sum(room[uuid] for uuid in candidate) < floor:
+    by_room = sorted((u for u in cards if most[u]), key=lambda uuid: (room[uuid], uuid))
+
+    @cache
+    def falling() -> int:
+        """How many of all cards it takes by falling room: with fewer of them that is no use."""
+        order = tuple(reversed(by_room))
+        counts = _counts(footprint, configuration, room, order, layers)
+        return len(cards) + 1 if counts is None else sum(1 for count in counts if count)
+
+    def fit_on(run: Sequence[str], *, is_roomiest: bool = False) -> Fit | None:
+        if sum(most[uuid] for uuid in run) < layers or sum(room[uuid] for uuid in run) < floor:
+            return None
+        rises_only = is_roomiest and PERMUTED_CARDS < len(run) < falling()
+        orders = iter((tuple(run),)) if rises_only else _orders_of(run, room)
+        fits = (
+            _fill(footprint, configuration, room, order, layers, uses_all=True) for order in orders
+        )
+        return next((fit for fit in fits if fit is not None), None)
+
+    for count in range(1, min(most_cards, len(by_room), layers) + 1):
+        low, high = 0, len(by_room) - count
+        best = fit_on(by_room[high:], is_roomiest=True)
+        if best is None:
             continue
-        fit = _fill(footprint, configuration, room, candidate, footprint.n_layers)
-        if fit is not None:
-            return fit
+        while is_packing and low < high:
+            middle = (low + high) // 2
+            fit = fit_on(by_room[middle : middle + count])
+            if fit is None:
+                low = middle + 1
+            else:
+                best, high = fit, middle
+        return best
     return None
 
 
@@ -125,21 +158,6 @@ def _least_together(footprint: Footprint, configuration: Configuration) -> int:
     return on_one if on_one < IMPOSSIBLE else 0
 
 
-def _orders(
-    room: Mapping[str, int], cards: Sequence[str], most_cards: int, is_packing: bool
-) -> Iterator[tuple[str, ...]]:
-    """Candidate card lists: fewest cards first; among equals the tightest (or the roomiest)."""
-    by_room = sorted(cards, key=lambda uuid: (room[uuid], uuid))
-    for count in range(1, min(most_cards, len(cards)) + 1):
-        runs = [by_room[n : n + count] for n in range(len(by_room) - count + 1)]
-        seen: set[tuple[int, ...]] = set()
-        for run in runs if is_packing else reversed(runs):
-            rooms = tuple(room[uuid] for uuid in run)
-            if rooms not in seen:
-                seen.add(rooms)
-                yield from _orders_of(run, room)
-
-
 def _orders_of(run: Sequence[str], room: Mapping[str, int]) -> Iterator[tuple[str, ...]]:
     """Orders of these cards that differ in room; cards alike need no second try."""
     seen: set[tuple[int, ...]] = set()
@@ -159,8 +177,10 @@ def _fill(
     room: Mapping[str, int],
     cards: tuple[str, ...],
     layers: int,
+    *,
+    uses_all: bool = False,
 ) -> Fit | None:
-    counts = _counts(footprint, configuration, room, cards, layers)
+    counts = _counts(footprint, configuration, room, cards, layers, uses_all=uses_all)
     if counts is None:
         return None
     used = tuple((uuid, count) for uuid, count in zip(cards, counts, strict=True) if count)
@@ -181,12 +201,17 @@ def _counts(
     room: Mapping[str, int],
     cards: tuple[str, ...],
     layers: int,
+    *,
+    uses_all: bool = False,
 ) -> tuple[int, ...] | None:
-    """Fill the cards in order; None when layers are left over."""
+    """Fill the cards in order; None when layers are left over. `uses_all`: nor where a card stays
+    empty, for whom fewer cards are known not to do."""
     counts: list[int] = []
     left = layers
     for uuid in cards:
         take = _take(footprint, configuration, tuple(counts), left, layers, room[uuid])
+        if uses_all and not take:
+            return None
         counts.append(take)
         left -= take
         if left == 0:
@@ -204,15 +229,37 @@ def _take(
     layers: int,
     room_bytes: int,
 ) -> int:
-    """How many of the layers left the next card holds, those behind it standing for the rest."""
+    """How many of the layers left the next card holds, those behind it standing for the rest.
 
-    def holds(take: int) -> bool:
+    Layers are mostly alike, so the answer is close below the most that is possible, and guessed
+    from the bytes of few and of many; and halved in turn, for those that are not."""
+
+    def bytes_of(take: int) -> int:
         rest = left - take
         trial = (*before, take, rest) if rest else (*before, take)
-        sizes = footprint.bytes_by_device(_layout(configuration, trial, layers))
-        return sizes[len(before)] <= room_bytes
+        return footprint.bytes_by_device(_layout(configuration, trial, layers))[len(before)]
 
-    return largest(1, left, holds) or 0
+    most = min(left, footprint.most_layers(_layout(configuration, (), layers), room_bytes))
+    if not most:
+        return 0
+    most_bytes = bytes_of(most)
+    if most_bytes <= room_bytes:
+        return most
+    least_bytes = bytes_of(1) if most > 1 else most_bytes
+    if least_bytes > room_bytes:
+        return 0
+    low, high, halves = 1, most, False
+    while high - low > 1:
+        share = (room_bytes - least_bytes) / (most_bytes - least_bytes)
+        middle = (low + high) // 2 if halves else low + int(share * (high - low))
+        middle = min(max(middle, low + 1), high - 1)
+        size = bytes_of(middle)
+        if size <= room_bytes:
+            low, least_bytes = middle, size
+        else:
+            high, most_bytes = middle, size
+        halves = not halves
+    return low
 
 
 def _layout(configuration: Configuration, counts: Sequence[int], layers: int) -> Layout:

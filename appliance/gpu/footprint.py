@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from appliance.gpu.calibration import Calibration, load_key
 from appliance.gpu.compute import compute_bytes, pipeline_bytes
@@ -74,15 +75,12 @@ class ShapeFootprint:
         self._margin = (MEASURED_MARGIN if is_known else ESTIMATE_MARGIN) if is_promise else 0
         self._seen: dict[Layout, tuple[int, ...]] = {}
         self.shape = shape
+        self.n_layers = shape.n_layer + 1
         self._sorts = replace(shape, layers=_sorts(shape))
         self._context_bytes = max(known.contexts.values(), default=known.context_bytes(""))
         self._is_embedding = embeddings or shape.is_encoder
         self._batches = (n_batch, n_ubatch)
         self._tables: dict[tuple[int, int, KvType], _Table] = {}
-
-    @property
-    def n_layers(self) -> int:
-        return self.shape.n_layer + 1
 
     def params(self, layout: Layout, devices: tuple[str, ...]) -> PlanParams:
         """How an engine is started for this layout on these cards."""
@@ -117,9 +115,9 @@ class ShapeFootprint:
     def bytes_by_device(self, layout: Layout) -> tuple[int, ...]:
         """Cards in order, then the host. `shares` are the numbers of layers on each card, as
         placement has them; other weights are first turned into such numbers."""
-        counts = self._counts(layout)
+        counts, layers = self._counts(layout), self.n_layers
         table = self._table(layout)
-        at = self.n_layers - sum(counts)
+        at = layers - sum(counts)
         is_pipelined = at == 0 and sum(1 for count in counts if count) > 1
         on_host = table.run(0, at) + table.host[at > 0]
         cards = []
@@ -128,8 +126,8 @@ class ShapeFootprint:
             if count == 0:
                 cards.append(0)
                 continue
-            size = table.run(at, end) + table.card[at < self.n_layers - 1, end == self.n_layers]
-            if end == self.n_layers:
+            size = table.run(at, end) + table.card[at < layers - 1, end == layers]
+            if end == layers:
                 size += self.shape.tied_bytes
             cards.append(size + (table.pipeline if is_pipelined else 0))
             at = end
@@ -138,6 +136,12 @@ class ShapeFootprint:
         if self._known is None:
             return sizes
         return tuple(map(max, sizes, (*self._needed(self._known, layout), 0)))
+
+    def most_layers(self, layout: Layout, room_bytes: int) -> int:
+        """As many of the lightest layer as fit beside the least that a card with any takes."""
+        table = self._table(layout)
+        usable = room_bytes * 1000 // (1000 + self._margin) + 1 - table.least_once
+        return max(usable, 0) // table.least_layer if table.least_layer else self.n_layers
 
     def _needed(self, known: Calibration, layout: Layout) -> tuple[int, ...]:
         """Bytes on each card that a load of this layout was seen to need; 0 where none was."""
@@ -176,20 +180,23 @@ class ShapeFootprint:
         for layer in self.shape.layers:
             sums.append(sums[-1] + layer.weight_bytes + per_sort[_sort(layer)])
         sums.append(sums[-1] + self.shape.output_bytes)
+        card = {
+            (has_blocks, has_head): self._context_bytes
+            + self._scratch(plan, "card", has_blocks, has_head)
+            for has_blocks in (True, False)
+            for has_head in (True, False)
+        }
         return _Table(
             sums=tuple(sums),
+            least_layer=min(after - before for before, after in pairwise(sums)),
+            least_once=min(card.values()),
             host={
                 has_blocks: self.shape.input_bytes
                 + output_bytes(self.shape, plan)
                 + self._scratch(plan, HOST, has_blocks, False)
                 for has_blocks in (True, False)
             },
-            card={
-                (has_blocks, has_head): self._context_bytes
-                + self._scratch(plan, "card", has_blocks, has_head)
-                for has_blocks in (True, False)
-                for has_head in (True, False)
-            },
+            card=card,
             pipeline=pipeline_bytes(self._sorts, plan),
             head=self._scratch(plan, HOST, True, True) - self._scratch(plan, HOST, True, False),
         )
@@ -209,6 +216,8 @@ class _Table:
     what a device adds once, by what it has (blocks, or blocks and head)."""
 
     sums: tuple[int, ...]
+    least_layer: int
+    least_once: int
     host: dict[bool, int]
     card: dict[tuple[bool, bool], int]
     pipeline: int

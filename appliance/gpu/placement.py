@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import combinations
 from typing import TypeAlias
 
@@ -83,6 +84,7 @@ def _search_cards(want: Want, space: Space, policy: PlacementPolicy) -> Placemen
         return None
     most = len(cards) if want.allow_split else 1
 
+    @cache
     def fit(configuration: Configuration) -> Fit | None:
         return fit_on_cards(
             want.footprint,

@@ -294,6 +294,11 @@ class Footprint(Protocol):
         """Bytes on each card of the layout in order, then bytes in host RAM: len(shares) + 1."""
         ...
 
+    def most_layers(self, layout: Layout, room_bytes: int) -> int:
+        """No card with so much room holds more, however the layers are split. Cheap, and never too
+        low; what the card holds in truth is for `bytes_by_device` to say."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class FixedFootprint:
@@ -310,6 +315,11 @@ class FixedFootprint:
         on_card = [int(self.vram_bytes * share / total) for share in layout.shares]
         on_card[0] += self.vram_bytes - sum(on_card)
         return (*on_card, self.host_bytes)
+
+    def most_layers(self, layout: Layout, room_bytes: int) -> int:
+        if room_bytes >= self.vram_bytes:
+            return self.n_layers
+        return (room_bytes + 1) * self.n_layers // self.vram_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,9 @@ class VllmFootprint:
         cards = (0 if n == 0 else each if n == 1 else _TOO_MUCH for n in layout.shares)
         return (*cards, of.bytes_on(HOST))
 
+    def most_layers(self, layout: Layout, room_bytes: int) -> int:
+        return 1
+
 
 def _blocks(model: ModelShape, kind: LayerKind, plan: VllmPlan) -> int:
     if kind not in (LayerKind.ATTENTION, LayerKind.SLIDING):

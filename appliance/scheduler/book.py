@@ -19,6 +19,7 @@ from appliance.scheduler.values import (
     AgentSpec,
     DeviceView,
     Effect,
+    Holdings,
     Placer,
     ReadAhead,
     Record,
@@ -76,6 +77,8 @@ class Book:
     wanted: tuple[ModelState, ...] = ()
     """The models to be loaded without being asked for."""
     _claimed: int = 0
+    _seated: int = 0
+    _holdings: tuple[tuple[int, int, int], Holdings] | None = None
     _open: tuple[int, dict[str, int]] = (-1, {})
     _ready: tuple[Instance, ...] | None = None
     _contention: Contention | None = None
@@ -83,6 +86,11 @@ class Book:
     def begin(self) -> None:
         """An event comes in."""
         self.effects, self._contention = [], None
+
+    def noted(self) -> None:
+        """The event is in the book, and the rules begin: what was asked while it was written, to
+        predict a wait, is out of date."""
+        self._contention = None
 
     def fresh(self, prefix: str) -> str:
         self.next_id += 1
@@ -103,6 +111,7 @@ class Book:
     def add(self, state: ModelState, instance: Instance) -> None:
         """A model's instance starts; a claim that waited for this is done with."""
         self.claim(state, None)
+        self._seated += 1
         state.is_read_ahead = False
         state.current = self.instances[instance.instance_id] = instance
         self.starting[instance.instance_id] = instance
@@ -119,10 +128,12 @@ class Book:
         instance.state, instance.doomed = ResidentState.READY, ""
         del self.leaving[instance.instance_id]
         state.current, self._ready = instance, None
+        self._seated += 1
 
     def unseat(self, state: ModelState) -> None:
         """The model has no instance any more that is starting or ready."""
         state.current, self._ready, self.doubted = None, None, True
+        self._seated += 1
 
     def leave(self, instance: Instance, reason: str, now_s: float) -> None:
         """No more grants; stops now if idle, else when its last lease comes back."""
@@ -209,13 +220,27 @@ class Book:
             for claim in self.claims():
                 victims = [self.ledger.held_by(victim) for victim in claim.victims]
                 for device, need in claim.fit.bytes_by_device.items():
-                    coming = sum(held.get(device, 0) for held in victims)
-                    free[device] = max(free.get(device, 0) - max(need - coming, 0), 0)
+                    for held in victims:
+                        need -= held.get(device, 0)
+                    if need > 0:
+                        free[device] = max(free.get(device, 0) - need, 0)
             self._open = (self.room, free)
         return free
 
+    def holdings(self) -> Holdings:
+        """Budgets and what models hold of them."""
+        known = (self.ledger.changes, self._seated, self.epoch)
+        if self._holdings is None or self._holdings[0] != known:
+            held = {
+                name: self.ledger.held_by(state.current.instance_id)
+                for name, state in self.models.items()
+                if state.current is not None
+            }
+            self._holdings = known, Holdings(self.ledger.capacities(), held)
+        return self._holdings[1]
+
     def contention(self) -> Contention:
-        """Who waits for a model that has no place, as the event found it."""
+        """Who waits for a model that has no place, when the rules begin."""
         if self._contention is None:
             models = self.models
             weights = [

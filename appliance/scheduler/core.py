@@ -29,6 +29,7 @@ from appliance.scheduler.values import (
     DrainRequested,
     Effect,
     Event,
+    Holdings,
     InstanceFailed,
     InstanceGone,
     InstanceReady,
@@ -98,10 +99,19 @@ class Core:
         self._settle(now_s)
         return book.effects
 
+    def tidy(self) -> bool:
+        """Does a little of what no decision waits for; True if there is more. For when there is
+        time between events: whether and when it is called changes no decision."""
+        return self._book.forecast.learn_next()
+
     # ── what others may look at ─────────────────────────────────────────────────────────────────
 
     def capacity(self, now_s: float) -> Capacity:
         return outlook.capacity(self._book, now_s)
+
+    def holdings(self) -> Holdings:
+        """For the placer, which is asked in the middle of a decision."""
+        return self._book.holdings()
 
     def position(self, request_id: str) -> tuple[int, int]:
         """Place of a waiting request among those for its model, and how many they are."""
@@ -131,7 +141,11 @@ class Core:
             self._refuse(step.request_id, RefusalCode.OVERLOADED, "stopping", now_s, 5.0)
             return
         obstacles = [self._cannot(model, now_s) for model in known]
-        waits_s = [self._wait(model, now_s) for model in known]
+        is_full = len(book.queue) >= book.policy.max_waiting
+        if len(known) > 1 or step.deadline_s is not None or is_full:
+            waits_s = outlook.waits_s(book, known, now_s)
+        else:
+            waits_s = [0.0]  # nobody is going to ask
         best = min(range(len(known)), key=lambda n: (obstacles[n] is not None, waits_s[n]))
         model, obstacle, wait_s = known[best], obstacles[best], waits_s[best]
         book.models[model].in_use = True
@@ -140,7 +154,7 @@ class Core:
         if obstacle is not None:
             self._refuse(step.request_id, *obstacle, now_s, self._retry_s(model, now_s))
             return
-        if len(book.queue) >= book.policy.max_waiting:
+        if is_full:
             reason = f"{len(book.queue)} requests wait, the limit"
             self._refuse(step.request_id, RefusalCode.OVERLOADED, reason, now_s, wait_s, wait_s)
             return
@@ -312,6 +326,7 @@ class Core:
 
     def _settle(self, now_s: float) -> None:
         book = self._book
+        book.noted()
         pressure.refresh(book, now_s)
         self._expire(now_s)
         self._refuse_unservable(now_s)
@@ -388,7 +403,7 @@ class Core:
         that was patient enough by then. Not oftener than each second, which is the least answer."""
         book = self._book
         soonest, least_s = math.inf, now_s + 1.0
-        models, patience_s = book.models, book.policy.swap_patience_s
+        models, per_load = book.models, book.policy.swap_patience_s(1.0)
         likely = book.ready()[:1]
         victim_s = sum(models[victim.model].load_s for victim in likely)
         contention = book.contention()
@@ -400,7 +415,7 @@ class Core:
                 continue
             turn_s = state.breaker.retry_at_s
             if turn_s <= now_s:
-                turn_s = line.oldest.since_s + patience_s(state.load_s + victim_s) * part
+                turn_s = line.oldest.since_s + per_load * (state.load_s + victim_s) * part
                 if turn_s < least_s:
                     turn_s = least_s
             if turn_s < soonest:
@@ -410,9 +425,6 @@ class Core:
         return soonest
 
     # ── small questions ─────────────────────────────────────────────────────────────────────────
-
-    def _wait(self, model: str, now_s: float) -> float:
-        return outlook.predicted_wait_s(self._book, model, now_s)
 
     def _cannot(self, model: str, now_s: float) -> tuple[RefusalCode, str] | None:
         """Why this model cannot serve anybody now; None if it can, sooner or later."""
@@ -430,7 +442,7 @@ class Core:
             if state.checked_epoch != book.epoch:
                 fit = room.can_ever_fit(book, state)
                 state.checked_epoch = book.epoch
-                state.misfit = fit.reason if isinstance(fit, Misfit) else ""
+                state.misfit = fit.tell() if isinstance(fit, Misfit) else ""
                 state.size_bytes = 0 if isinstance(fit, Misfit) else fit.total_bytes
             if state.misfit:
                 return RefusalCode.NO_CAPACITY, f"{model} does not fit: {state.misfit}"

@@ -318,6 +318,14 @@ class Scheduler:
                 self._running.pop(event.instance_id, None)
             if done is not None and not done.done():
                 done.set_result(None)
+            await self._tidy()
+
+    async def _tidy(self) -> None:
+        """Whoever was answered goes on first; then, until the next event, what can wait."""
+        while self._inbox.empty():
+            await asyncio.sleep(0)
+            if not (self._inbox.empty() and self._core.tidy()):
+                break
 
     def _perform(self, effect: Effect) -> None:
         match effect:

@@ -17,10 +17,15 @@ alternate.
 Shadows are the idea behind ARC's ghost lists and LeCaR's regret (Vietri et al. 2018); whole
 shadows cost more than ghosts but judge every expert at every request instead of only the one that
 was followed. Nothing is learned beforehand and no constant is fitted to a trace.
+
+Learning from a request takes longer than most decisions do, and nothing depends on it until the
+next choice. So what is seen is only noted, and learnt in the same order when there is time
+(`learn_next`) or, at the latest, when somebody asks: when it is learnt changes no answer.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from heapq import heapify, heappop
@@ -50,6 +55,10 @@ _STALE = 0.1
 _READINGS = 4
 """Models whose signs are read anew for one choice among many, the most overdue first: bounds the
 cost of a decision. The others' signs are good for one more choice."""
+
+_UNLEARNT = 64
+"""Events that may wait to be learnt; of more, one is learnt at each that comes, so that a daemon
+that is never idle neither forgets nor hoards."""
 
 _NEVER_S = 1e9
 _HARDLY = 1e-9
@@ -103,10 +112,31 @@ class _Reading:
     until_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """An agent asks for a model of `size` bytes, where `budget` bytes hold all residents."""
+
+    agent: str
+    model: str
+    at_s: float
+    size: int
+    reload_s: float
+    budget: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """A model was loaded and `resident` models are."""
+
+    at_s: float
+    resident: int
+
+
 class Forecast:
     """Learns from requests as they arrive; answers how soon a model is expected again."""
 
     def __init__(self) -> None:
+        self._unlearnt: deque[_Request | _Load] = deque()
         self._last_s: dict[str, float] = {}
         self._last_number: dict[str, int] = {}
         self._number = 0
@@ -125,50 +155,32 @@ class Forecast:
         self._loaded_s: float | None = None
         self._load_gap_s: float | None = None
 
-    @property
-    def followed(self) -> str:
-        """The forecaster that is followed now."""
-        return self._best.name
+    # ── what is told ────────────────────────────────────────────────────────────────────────────
 
     def observe(
         self, agent: str, model: str, now_s: float, size: int, reload_s: float, budget: int
     ) -> None:
         """An agent asks for a model of `size` bytes, where `budget` bytes hold all residents."""
-        self._number += 1
-        self._reload_s[model] = reload_s
-        self._frequency.add(model)
-        self._lately.add(model)
-        self._races.came(model, now_s)
-        self._rhythms.observe(agent, model, now_s)
-        self._last_s[model], self._last_number[model] = now_s, self._number
-        self._known.pop(model, None)
-        for expert in self._experts:
-            expert.cost_s *= _FADE
-            if model not in expert.shadow:
-                expert.cost_s += reload_s
-                self._admit(expert, model, size, budget, now_s)
-        best = min(self._experts, key=lambda expert: expert.cost_s)
-        if best.cost_s + reload_s < self._best.cost_s:
-            self._best = best
+        self._note(_Request(agent, model, now_s, size, reload_s, budget))
 
     def loaded(self, now_s: float, resident: int) -> None:
         """A model was loaded and `resident` models are: the scale on which returns differ."""
-        if self._loaded_s is not None:
-            gap_s, known = now_s - self._loaded_s, self._load_gap_s
-            mixed = gap_s if known is None else known + _LOADS_LEARNING * (gap_s - known)
-            self._load_gap_s = mixed
-            self._rhythms.set_grain(_GRAIN * resident * mixed)
-        self._loaded_s = now_s
+        self._note(_Load(now_s, resident))
 
-    def next_use_s(self, model: str, now_s: float) -> float:
-        """Seconds from now until the model is expected to be asked for again."""
-        if model not in self._last_s:
-            return _NEVER_S
-        rate = self._best.rate(model, now_s)
-        return 1 / rate if rate > _HARDLY else _NEVER_S
+    def learn_next(self) -> bool:
+        """Learns from the oldest of what was told; False if all is learnt."""
+        if not self._unlearnt:
+            return False
+        seen = self._unlearnt.popleft()
+        if isinstance(seen, _Request):
+            self._learn_request(seen)
+        else:
+            self._learn_load(seen)
+        return True
 
     def forget(self, model: str) -> None:
         """The model left the configuration."""
+        self._catch_up()
         self._last_s.pop(model, None)
         self._last_number.pop(model, None)
         self._frequency.forget(model)
@@ -179,8 +191,67 @@ class Forecast:
         for expert in self._experts:
             expert.shadow_bytes -= expert.shadow.pop(model, 0)
 
+    # ── what is asked ───────────────────────────────────────────────────────────────────────────
+
+    @property
+    def followed(self) -> str:
+        """The forecaster that is followed now."""
+        self._catch_up()
+        return self._best.name
+
+    def next_use_s(self, model: str, now_s: float) -> float:
+        """Seconds from now until the model is expected to be asked for again."""
+        self._catch_up()
+        if model not in self._last_s:
+            return _NEVER_S
+        rate = self._best.rate(model, now_s)
+        return 1 / rate if rate > _HARDLY else _NEVER_S
+
     def prepare(self, models: Collection[str], now_s: float) -> None:
         """There is a choice among these: what is known of them is brought up to date."""
+        self._catch_up()
+        self._refresh(models, now_s)
+
+    # ── learning ────────────────────────────────────────────────────────────────────────────────
+
+    def _note(self, seen: _Request | _Load) -> None:
+        self._unlearnt.append(seen)
+        if len(self._unlearnt) > _UNLEARNT:
+            self.learn_next()
+
+    def _catch_up(self) -> None:
+        while self._unlearnt:
+            self.learn_next()
+
+    def _learn_load(self, seen: _Load) -> None:
+        if self._loaded_s is not None:
+            gap_s, known = seen.at_s - self._loaded_s, self._load_gap_s
+            mixed = gap_s if known is None else known + _LOADS_LEARNING * (gap_s - known)
+            self._load_gap_s = mixed
+            self._rhythms.set_grain(_GRAIN * seen.resident * mixed)
+        self._loaded_s = seen.at_s
+
+    def _learn_request(self, seen: _Request) -> None:
+        model, now_s = seen.model, seen.at_s
+        self._number += 1
+        self._reload_s[model] = seen.reload_s
+        self._frequency.add(model)
+        self._lately.add(model)
+        self._races.came(model, now_s)
+        self._rhythms.observe(seen.agent, model, now_s)
+        self._last_s[model], self._last_number[model] = now_s, self._number
+        self._known.pop(model, None)
+        for expert in self._experts:
+            expert.cost_s *= _FADE
+            if model not in expert.shadow:
+                expert.cost_s += seen.reload_s
+                self._admit(expert, model, seen.size, seen.budget, now_s)
+        best = min(self._experts, key=lambda expert: expert.cost_s)
+        if best.cost_s + seen.reload_s < self._best.cost_s:
+            self._best = best
+
+    def _refresh(self, models: Collection[str], now_s: float) -> None:
+        """Of those whose signs are out of date, the few most overdue are read anew when asked."""
         overdue = []
         for model in models:
             known = self._known.get(model)
@@ -196,7 +267,7 @@ class Forecast:
         shadow = expert.shadow
         if shadow and expert.shadow_bytes + size > budget:
             if expert is self._experts[0]:
-                self.prepare(shadow, now_s)
+                self._refresh(shadow, now_s)
                 self._races.start({name: self._signs(name, now_s) for name in shadow}, now_s)
             rate, reload_s, last_s = expert.rate, self._reload_s, self._last_s
             by_worth = [

@@ -19,7 +19,7 @@ from __future__ import annotations
 from appliance.scheduler.book import Book
 from appliance.scheduler.instances import Held, Instance
 from appliance.scheduler.values import Grant, Preempt, ResidentState
-from appliance.scheduler.waiting import Waiting
+from appliance.scheduler.waiting import Line, Waiting
 from appliance.types import Priority
 
 
@@ -31,8 +31,9 @@ def grant_all(book: Book, now_s: float) -> bool:
     barrier = _barrier(book, now_s)
     lines = book.queue.lines
     for instance in book.ready():
-        while instance.slots > len(instance.leases) and instance.model in lines:
-            waiting = _next(book, instance.model, barrier)
+        while instance.slots > len(instance.leases):
+            line = lines.get(instance.model)
+            waiting = None if line is None else _next(line, barrier)
             if waiting is None:
                 break
             _grant(book, instance, waiting, now_s)
@@ -80,24 +81,16 @@ def preempt(book: Book, instance: Instance, held: Held, reason: str, now_s: floa
 
 def _barrier(book: Book, now_s: float) -> Waiting | None:
     """The oldest due request for whose model no room is being made."""
-    oldest: Waiting | None = None
-    for model in book.queue.due_models():
-        if not book.can_be_delayed(model, now_s):
-            continue
-        waiting = book.queue.oldest(model)
-        if waiting is None or not book.queue.is_due(waiting):
-            continue
-        if oldest is None or waiting.seq < oldest.seq:
-            oldest = waiting
-    return oldest
+    for line in book.queue.due_lines():
+        if book.can_be_delayed(line.oldest.model, now_s):
+            return line.oldest
+    return None
 
 
-def _next(book: Book, model: str, barrier: Waiting | None) -> Waiting | None:
-    first = book.queue.first(model)
-    if barrier is None or first is None or _may_pass(first, barrier):
-        return first
-    oldest = book.queue.oldest(model)
-    return oldest if oldest is not None and _may_pass(oldest, barrier) else None
+def _next(line: Line, barrier: Waiting | None) -> Waiting | None:
+    if barrier is None or _may_pass(line.first, barrier):
+        return line.first
+    return line.oldest if _may_pass(line.oldest, barrier) else None
 
 
 def _may_pass(waiting: Waiting, barrier: Waiting) -> bool:
@@ -113,9 +106,10 @@ def _grant(book: Book, instance: Instance, waiting: Waiting, now_s: float) -> No
     instance.hold(Held(lease_id, step, now_s, waiting.cost_s))
     book.leases[lease_id] = instance
     book.queue.granted(waiting)
-    for model in book.queue.passed_by(waiting):
+    for line in book.queue.passed_by(waiting):
+        model = line.oldest.model
         if model == waiting.model or book.can_be_delayed(model, now_s):
-            book.queue.count_overtaken(waiting, model)
+            book.queue.count_overtaken(waiting, line)
     book.effects.append(
         Grant(step.request_id, lease_id, instance.instance_id, instance.model, queue_s, load_s)
     )

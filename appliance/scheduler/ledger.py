@@ -87,6 +87,9 @@ class Ledger:
         used = self._used
         return {name: max(size - used[name], 0) for name, size in self._capacity.items()}
 
+    def capacities(self) -> dict[str, int]:
+        return dict(self._capacity)
+
     def overdrawn(self) -> list[str]:
         """The accounts that are short, in the order in which they were opened."""
         used = self._used

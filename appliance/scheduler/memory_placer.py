@@ -3,71 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from appliance.gpu import refusal
 from appliance.gpu.placement import search_any
 from appliance.gpu.space import Space
-from appliance.gpu.types import HOST, NoFit, PlacementPolicy, Want
-from appliance.scheduler.values import Capacity, Fit, Misfit, ModelSpec
+from appliance.gpu.types import HOST, PlacementPolicy, Want
+from appliance.scheduler.values import Fit, Holdings, Misfit, ModelSpec
 
 ANSWERS_KEPT = 4096
-"""Placements remembered: the core asks about the same free bytes again and again, and a refusal
-with its near choices takes milliseconds to work out."""
+"""Placements remembered: the core asks about the same free bytes again and again."""
+
+_POLICY = PlacementPolicy(reserve_bytes=0, host_reserve_bytes=0)
+"""Reserves are taken off before: the core counts without them."""
 
 
 class MemoryPlacer:
     """`scheduler.values.Placer` on the GPU room's placement.
 
-    `capacity` gives the scheduler's view, from which it is seen whether a card holds something of
-    ours: an exclusive model takes none of those, and nobody else a card of a loaded exclusive one.
-    A card that would be empty after an eviction counts as empty.
+    From `holdings` it is seen whether a card holds something of ours: an exclusive model takes none
+    of those, and nobody else a card of a loaded exclusive one. A card that would be empty after an
+    eviction counts as empty.
     """
 
     def __init__(
-        self, capacity: Callable[[], Capacity], is_exclusive: Callable[[str], bool]
+        self, holdings: Callable[[], Holdings], is_exclusive: Callable[[str], bool]
     ) -> None:
-        self._capacity = capacity
+        self._holdings = holdings
         self._is_exclusive = is_exclusive
+        self._known: Holdings | None = None
+        self._exclusive: frozenset[str] = frozenset()
         self._answers: dict[tuple[object, ...], Fit | Misfit] = {}
 
     def place(self, spec: ModelSpec, free: Mapping[str, int]) -> Fit | Misfit:
         want = spec.demand
         assert isinstance(want, Want), "models with memory carry a Want"
-        cards = tuple(uuid for uuid in free if uuid != HOST)
-        space = Space(dict(free), cards, *self._held(free))
-        key = (want, *free.items(), space.taken, space.closed)
+        taken, closed = self._held(free)
+        key = (want, *free.items(), taken, closed)
         answer = self._answers.get(key)
         if answer is None:
             if len(self._answers) >= ANSWERS_KEPT:
                 self._answers.clear()
-            answer = self._answers[key] = _placed(want, space)
+            cards = tuple(uuid for uuid in free if uuid != HOST)
+            answer = _placed(want, Space(dict(free), cards, taken, closed))
+            self._answers[key] = answer
         return answer
 
     def _held(self, free: Mapping[str, int]) -> tuple[frozenset[str], frozenset[str]]:
         """Cards that hold something of ours, and among them those of exclusive models."""
-        capacity = self._capacity()
+        now = self._holdings()
+        if now is not self._known:
+            self._known = now
+            self._exclusive = frozenset(
+                device
+                for name, held in now.bytes_by_model.items()
+                if self._is_exclusive(name)
+                for device, size in held.items()
+                if size > 0
+            )
         taken = frozenset(
-            view.device
-            for view in capacity.devices
-            if free.get(view.device, 0) < view.capacity_bytes - view.foreign_bytes
+            device for device, budget in now.budgets.items() if free.get(device, 0) < budget
         )
-        exclusive = {
-            device
-            for name, model in capacity.models.items()
-            if self._is_exclusive(name)
-            for device, size in model.bytes_by_device.items()
-            if size > 0
-        }
-        return taken, taken & exclusive
+        return taken, taken & self._exclusive
 
 
 def _placed(want: Want, space: Space) -> Fit | Misfit:
-    policy = PlacementPolicy(reserve_bytes=0, host_reserve_bytes=0)
-    placement = search_any(want, space, policy)
-    if placement is not None:
-        return Fit(placement.by_device, placement.slots, placement)
-    no: NoFit = refusal.explain(want, space, policy, search_any)
+    placement = search_any(want, space, _POLICY)
+    if placement is None:
+        return Misfit(partial(_why_not, want, space))
+    return Fit(placement.by_device, placement.slots, placement)
+
+
+def _why_not(want: Want, space: Space) -> str:
+    no = refusal.explain(want, space, _POLICY, search_any)
     near = "; ".join(choice.text for choice in no.choices)
-    most = max(no.available_bytes.values(), default=0)
-    reason = f"{no.reason}. It would fit with: {near}" if near else no.reason
-    return Misfit(reason, max(no.needed_bytes - most, 0))
+    return f"{no.reason}. It would fit with: {near}" if near else no.reason

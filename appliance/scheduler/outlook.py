@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import cache, partial
+
 from appliance.scheduler.book import Book
 from appliance.scheduler.instances import Instance, ModelState
 from appliance.scheduler.rotation import Rotation, rotation
@@ -15,13 +18,16 @@ def service_s(book: Book, model: str) -> float:
     return book.models[model].service_s
 
 
-def predicted_wait_s(book: Book, model: str, now_s: float, turns: Rotation | None = None) -> float:
-    """Seconds until a request that joins the queue for this model now would get its slot. `turns`
-    as they stand, if somebody has worked them out."""
+def waits_s(book: Book, models: Iterable[str], now_s: float) -> list[float]:
+    """For each of the models, seconds until a request that joins its queue now would get a slot."""
+    turns = cache(partial(rotation, book, now_s))  # worked out once, if anybody needs them
+    return [_wait_s(book, model, now_s, turns) for model in models]
+
+
+def _wait_s(book: Book, model: str, now_s: float, turns: Callable[[], Rotation]) -> float:
     state = book.models[model]
     instance, ahead = state.current, book.queue.count(model)
     if instance is None:
-        turns = rotation(book, now_s) if turns is None else turns
         slots, loading_s = max(state.spec.slots, 1), state.load_s + _room_s(book, state, turns)
         loading_s += state.breaker.retry_in_s(now_s)
     elif instance.state is ResidentState.STARTING:
@@ -47,8 +53,11 @@ def density(book: Book, instance: Instance, now_s: float) -> float:
 
 def capacity(book: Book, now_s: float) -> Capacity:
     """The frozen picture for the router and for status."""
-    turns = rotation(book, now_s)
-    models = {name: _model(book, state, now_s, turns) for name, state in book.models.items()}
+    waits = waits_s(book, book.models, now_s)
+    models = {
+        name: _model(book, state, now_s, wait_s)
+        for (name, state), wait_s in zip(book.models.items(), waits, strict=True)
+    }
     devices = tuple(
         DeviceCapacity(
             name,
@@ -61,7 +70,7 @@ def capacity(book: Book, now_s: float) -> Capacity:
     return Capacity(now_s, models, devices, len(book.queue), len(book.leases))
 
 
-def _room_s(book: Book, state: ModelState, turns: Rotation) -> float:
+def _room_s(book: Book, state: ModelState, turns: Callable[[], Rotation]) -> float:
     """Seconds until there is room for a model that has none."""
     if not state.spec.needs_memory:
         return 0.0
@@ -70,10 +79,10 @@ def _room_s(book: Book, state: ModelState, turns: Rotation) -> float:
         return max((book.models[i.model].service_s for i in last), default=0.0)
     if any(free >= state.size_bytes for free in book.open_free().values()):
         return 0.0
-    return turns.room_s(book.queue.lines.get(state.spec.name), state.load_s)
+    return turns().room_s(book.queue.lines.get(state.spec.name), state.load_s)
 
 
-def _model(book: Book, state: ModelState, now_s: float, turns: Rotation) -> ModelCapacity:
+def _model(book: Book, state: ModelState, now_s: float, wait_s: float) -> ModelCapacity:
     name, instance = state.spec.name, state.current
     if instance is None:
         leaving = [i for i in book.instances.values() if i.model == name]
@@ -89,7 +98,7 @@ def _model(book: Book, state: ModelState, now_s: float, turns: Rotation) -> Mode
         slots=instance.slots if instance else 0,
         slots_free=instance.slots_free if instance else 0,
         waiting=book.queue.count(name),
-        predicted_wait_s=predicted_wait_s(book, name, now_s, turns),
+        predicted_wait_s=wait_s,
         load_s=state.load_s,
         tokens_per_s=state.tokens_per_s,
         vram_bytes=sum(held.values()),

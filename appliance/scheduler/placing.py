@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from appliance.scheduler.values import Fit, Misfit, ModelSpec, Placer
 
@@ -16,9 +17,12 @@ class BestFit:
         if roomy:
             _, device = min(roomy)
             return Fit({device: spec.demand}, spec.slots)
-        most = max(free.values(), default=0)
-        reason = f"needs {spec.demand} bytes on one device, the emptiest has {most} free"
-        return Misfit(reason, spec.demand - most)
+        return Misfit(partial(_too_large, spec.demand, free))
+
+
+def _too_large(needed: int, free: Mapping[str, int]) -> str:
+    most = max(free.values(), default=0)
+    return f"needs {needed} bytes on one device, the emptiest has {most} free"
 
 
 ESTIMATE_MARGIN = 0.03

@@ -115,7 +115,7 @@ def outlook(
         trace,
         known,
         views,
-        lambda capacity: MemoryPlacer(capacity, exclusive.__contains__),
+        lambda holdings: MemoryPlacer(holdings, exclusive.__contains__),
         bytes_per_s,
     )
     waits = sorted(found.waits_s)

@@ -212,6 +212,8 @@ class _Replay:
         began = time.thread_time()
         effects = self._core.handle(event, self._now_s)
         self._result.decisions_s.append(time.thread_time() - began)
+        while self._core.tidy():
+            pass  # as the dispatcher does, when the effects are out
         if self._keep_effects:
             self._result.effects.extend(effects)
         return effects

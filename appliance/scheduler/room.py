@@ -258,9 +258,11 @@ def _load_wanted(book: Book, state: ModelState, now_s: float) -> bool:
 
 def _unclaimed_leaving(book: Book) -> list[Instance]:
     """What leaves, or may be cut short at once, and whose bytes nobody counts on yet."""
-    claimed = {victim for claim in book.claims() for victim in claim.victims}
-    leaving = [i for name, i in book.leaving.items() if name not in claimed]
-    return leaving + list(refill.cuttable(book))
+    leaving = list(refill.cuttable(book))
+    if book.leaving:
+        claimed = {victim for claim in book.claims() for victim in claim.victims}
+        leaving[:0] = [i for name, i in book.leaving.items() if name not in claimed]
+    return leaving
 
 
 def _is_loading_on(book: Book, devices: Mapping[str, int]) -> bool:

@@ -21,12 +21,12 @@ from appliance.scheduler.policy import Policy
 from appliance.scheduler.replay import TraceRow
 from appliance.scheduler.values import (
     DEFAULT_WEIGHT,
-    Capacity,
     ConfigChanged,
     DeviceView,
     Effect,
     Event,
     Grant,
+    Holdings,
     InstanceGone,
     InstanceReady,
     InventoryChanged,
@@ -118,10 +118,10 @@ def expect(
     trace: Sequence[TraceRow],
     models: Sequence[ModelSpec],
     devices: Sequence[DeviceView],
-    make_placer: Callable[[Callable[[], Capacity]], Placer],
+    make_placer: Callable[[Callable[[], Holdings]], Placer],
     bytes_per_s: float,
 ) -> Expected:
-    """Replays arrivals against the core; `make_placer` is given the core's picture to look at."""
+    """Replays arrivals against the core; `make_placer` is given what the core's models hold."""
     return _Arrivals(trace, models, devices, make_placer, bytes_per_s).run()
 
 
@@ -133,12 +133,12 @@ class _Arrivals:
         trace: Sequence[TraceRow],
         models: Sequence[ModelSpec],
         devices: Sequence[DeviceView],
-        make_placer: Callable[[Callable[[], Capacity]], Placer],
+        make_placer: Callable[[Callable[[], Holdings]], Placer],
         bytes_per_s: float,
     ) -> None:
         self._trace, self._bytes_per_s = trace, bytes_per_s
         self._now_s = start_s = trace[0].time_s if trace else 0.0
-        self._core = Core(make_placer(lambda: self._core.capacity(self._now_s)))
+        self._core = Core(make_placer(lambda: self._core.holdings()))
         self._moments: list[tuple[float, int, Event]] = []
         self._number = 0
         self._waits_s: list[float] = []

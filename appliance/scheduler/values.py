@@ -6,7 +6,7 @@ Everything is a frozen value. Times are seconds on one monotonic clock, sizes ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, TypeAlias
@@ -79,14 +79,24 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Misfit:
-    """Why it does not go anywhere, in words and in bytes short on the best choice."""
+    """It does not go anywhere. `tell` finds the words for why and what would help, which takes
+    longer than the answer: only for somebody who is going to read them."""
 
-    reason: str
-    short_bytes: int = 0
+    tell: Callable[[], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What a placer may want to know beside the free bytes: what there would be without us, by
+    device, and what each model with an instance that loads or is ready has of it."""
+
+    budgets: Mapping[str, int]
+    bytes_by_model: Mapping[str, Mapping[str, int]]
 
 
 class Placer(Protocol):
-    """Chooses devices for one model among free bytes per device; pure and deterministic."""
+    """Chooses devices for one model among free bytes per device; pure and deterministic. Asked
+    several times in a decision, mostly about the same bytes."""
 
     def place(self, spec: ModelSpec, free: Mapping[str, int]) -> Fit | Misfit: ...
 

@@ -15,11 +15,15 @@ what arrives after a request's key cannot stand before it, whatever its priority
 The key orders; it does not yet bound how many may pass while a request waits for a model that is
 not loaded. For that each waiting request counts its overtakers: requests that arrived later, are
 not more urgent, and were granted first. At `Policy.max_overtaken` it is *due*, and served next.
+
+Counting each of those passed over at each pass would make a grant cost as much as there are who
+wait. So a line notes the passes, by their place in arrival order, and a request's overtakers are
+those noted behind it, looked up when it is its line's oldest or is granted: nobody else is asked.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
@@ -50,6 +54,7 @@ class Waiting:
     start_tag: float
     cost_s: float
     overtaken: int = 0
+    """As known when it became its line's oldest, kept from then on, or when it was granted."""
 
 
 _Rank: TypeAlias = tuple[bool, float, str]
@@ -63,14 +68,15 @@ class Line:
     than they change, so all three are kept.
     """
 
-    __slots__ = ("_agents", "due", "first", "heap", "oldest", "rank", "requests", "weight")
+    __slots__ = ("_agents", "_passes", "first", "heap", "oldest", "rank", "requests", "weight")
 
     def __init__(self, waiting: Waiting) -> None:
         self.requests = {waiting.seq: waiting}
         self.heap = [(waiting.key, waiting.seq)]
         self.oldest = self.first = waiting
         self.rank: _Rank = (True, waiting.key, waiting.model)
-        self.due = 0
+        self._passes: dict[Priority, list[int]] = {}
+        """The places in arrival order of those who were granted past somebody here, by priority."""
         self._agents = {waiting.step.agent: (1, waiting.step.weight)}
         self.weight = waiting.step.weight
         """Of its agents, each counted once."""
@@ -97,9 +103,27 @@ class Line:
         while heap[0][1] not in requests:
             heappop(heap)
 
+    def passed(self, granted: Waiting) -> None:
+        """Somebody who is not this line's oldest was granted past it."""
+        insort(self._passes.setdefault(granted.step.priority, []), granted.seq)
+        self.oldest.overtaken += granted.step.priority >= self.oldest.step.priority
+
+    def overtakers(self, waiting: Waiting) -> int:
+        """How many who came later than this one, and are not more urgent, went first."""
+        return sum(
+            len(seqs) - bisect_right(seqs, waiting.seq)
+            for priority, seqs in self._passes.items()
+            if priority >= waiting.step.priority
+        )
+
     def renew(self, max_overtaken: int) -> _Rank:
         """Finds out again who waits longest, who is next, and how the model ranks by that."""
-        self.oldest = oldest = next(iter(self.requests.values()))
+        oldest = next(iter(self.requests.values()))
+        if oldest is not self.oldest:
+            self.oldest = oldest
+            oldest.overtaken = self.overtakers(oldest)
+            for seqs in self._passes.values():
+                del seqs[: bisect_right(seqs, oldest.seq)]
         if oldest.overtaken >= max_overtaken:
             self.first = oldest
             return (False, oldest.seq, oldest.model)
@@ -121,7 +145,6 @@ class WaitingQueue:
         self.lines: dict[str, Line] = {}
         """Who waits, by model: changed by the queue alone."""
         self._ranks: list[_Rank] = []
-        self._due: dict[str, None] = {}
         self._interactive = 0
         self._finish: dict[str, float] = {}
         self._virtual = 0.0
@@ -216,29 +239,16 @@ class WaitingQueue:
         if len(self._finish) > _IDLE_AGENTS_KEPT:
             self._finish = {a: f for a, f in self._finish.items() if f > self._virtual}
 
-    def passed_by(self, granted: Waiting) -> list[str]:
-        """The models for which somebody older than `granted` waits."""
+    def passed_by(self, granted: Waiting) -> list[Line]:
+        """The lines in which somebody older than `granted` waits."""
         seq = granted.seq
-        return [model for model, line in self.lines.items() if line.oldest.seq < seq]
+        return [line for line in self.lines.values() if line.oldest.seq < seq]
 
-    def count_overtaken(self, granted: Waiting, model: str) -> None:
-        """Notes that `granted` passed everyone older and no more patient who waits for `model`.
-
-        Nobody is counted more often than the bound while others may delay him, which bounds the
-        cost: a constant per request over its life, however many wait.
-        """
-        line = self.lines[model]
-        seq, priority, most = granted.seq, granted.step.priority, self._max_overtaken
-        due = line.due
-        for waiting in line.requests.values():
-            if waiting.seq > seq:
-                break
-            if priority >= waiting.step.priority:
-                waiting.overtaken += 1
-                if waiting.overtaken == most:
-                    line.due += 1
-        if line.due > due:
-            self._due[model] = None
+    def count_overtaken(self, granted: Waiting, line: Line) -> None:
+        """Notes that `granted` passed everyone older and no more patient who waits there."""
+        was_due = self.is_due(line.oldest)
+        line.passed(granted)
+        if self.is_due(line.oldest) and not was_due:
             self._renew(line)
 
     def correct(self, agent: str, seconds: float, weight: float) -> None:
@@ -246,9 +256,12 @@ class WaitingQueue:
         if agent in self._finish:
             self._finish[agent] += seconds / weight
 
-    def due_models(self) -> Iterator[str]:
-        """Models for which somebody waits who was overtaken as often as anybody may be."""
-        return iter(self._due)
+    def due_lines(self) -> Iterator[Line]:
+        """Those whose oldest was overtaken as often as anybody may be, oldest first."""
+        for is_not_due, _, model in self._ranks:
+            if is_not_due:
+                break
+            yield self.lines[model]
 
     def is_due(self, waiting: Waiting) -> bool:
         return waiting.overtaken >= self._max_overtaken
@@ -264,10 +277,8 @@ class WaitingQueue:
         del self._by_id[waiting.step.request_id]
         self._interactive -= waiting.step.priority is Priority.INTERACTIVE
         line = self.lines[waiting.model]
-        if self.is_due(waiting):
-            line.due -= 1
-            if not line.due:
-                del self._due[waiting.model]
+        if waiting is not line.oldest:
+            waiting.overtaken = line.overtakers(waiting)
         if len(line.requests) == 1:
             del self.lines[waiting.model]
             del self._ranks[bisect_left(self._ranks, line.rank)]

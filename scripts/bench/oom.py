@@ -1,12 +1,13 @@
 """Out of memory, ever? The scheduler's core under random operations on a hostile machine.
 
-    scripts/bench/oom.py [--operations 10000] [--seeds 200] [--limit-s 600] [--json]
+    scripts/bench/oom.py [--operations 10000] [--seeds 200] [--first 0] [--limit-s 600] [--json]
 
 Requests, cancellations, models removed and resized, a program that takes up to 60 % of a card at
 any moment, deaths of workers, readings up to 2 s old, estimates off by up to 3 %: see
 `tests/scheduler/ordeal.py`, which also says what an out-of-memory is and what the optimum.
 `oom` is of workers that claim all their bytes at once; `oom_checked` and `oom_unchecked` (on a
 twentieth of the seeds) are of workers that allocate part by part, with and without a look before.
+`refused_midway_checked` counts what was refused to a checked worker and waited for by it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--operations", type=int, default=10_000)
     parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--limit-s", type=float, default=3600.0, help="no new seed after this")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
@@ -57,7 +59,7 @@ def _figures(options: argparse.Namespace) -> dict[str, object]:
             done: list[Survived] = []
             while len(done) < seeds and (not done or time.monotonic() < until_s):
                 batch = range(len(done), min(len(done) + options.processes, seeds))
-                done += pool.map(how, batch)
+                done += pool.map(how, (options.first + seed for seed in batch))
             return done
 
         one = partial(endure, operations=options.operations)
@@ -78,6 +80,9 @@ def _figures(options: argparse.Namespace) -> dict[str, object]:
         "deaths": sum(run.deaths for run in claimed),
         "steps_served": sum(run.served for run in claimed),
         "oom_checked": sum(run.oom for run in checked),
+        "refused_midway_checked": sum(run.refused_midway for run in checked),
+        "declined_checked": sum(run.declined for run in checked),
+        "residency_checked_pct": _residency(checked),
         "oom_unchecked": sum(run.oom for run in unchecked),
         "seeds_checked": len(checked),
         "loads_checked": sum(run.loads for run in checked),

@@ -8,7 +8,8 @@
 A trace has the columns time_s, agent, model, duration_s; all models are of one size and `--slots`
 of them are resident at once. `--make` writes a development trace: real arrivals (see
 ../shared/traces/README.md, stretched a hundredfold) with models drawn by a seed. `--decisions`
-times one decision with 50 models on 8 devices and 1,000 requests waiting. `--families` replays the
+times one decision with 50 models on 8 devices and 1,000 requests waiting: one event with all that
+follows from it, which may be many granted steps. `--families` replays the
 self-made families of tests/scheduler/families.py in arrival order.
 """
 
@@ -22,13 +23,18 @@ import os
 import platform
 import random
 import sys
+import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from appliance.gpu.footprint import ShapeFootprint
+from appliance.gpu.shape import read_shape
+from appliance.gpu.types import HOST, Want
 from appliance.scheduler.core import Core
+from appliance.scheduler.memory_placer import MemoryPlacer
 from appliance.scheduler.placing import BestFit
 from appliance.scheduler.replay import (
     TraceRow,
@@ -51,13 +57,18 @@ from appliance.scheduler.values import (
     StartInstance,
     StepRequested,
     StopInstance,
+    Tick,
 )
+from tests.gpu.sketches.catalogue import SKETCHES
+from tests.gpu.sparse import write
 from tests.scheduler.families import FAMILIES, make
 
 TRACES = Path(__file__).resolve().parents[2] / ".." / "shared" / "traces"
 STRETCH = 100.0
 """A data centre's arrivals on one workstation: an hour becomes four days."""
 TOKENS_PER_S = 40.0
+_PLACED = ("llama-3.1-8b", "mistral-nemo-12b", "qwen2.5-7b", "llama-3.2-3b", "llama-2-7b")
+"""Models whose decisions are timed, ten of each and with one of three windows."""
 
 
 def main() -> int:
@@ -220,16 +231,40 @@ def _write(rows: list[TraceRow], path: Path) -> int:
 
 
 def _decisions() -> dict[str, object]:
-    """Times every event of 3,000 steps by 200 agents with 1,000 waiting at any moment."""
+    """Models as the daemon places them, and models of one size on one card each."""
+    with tempfile.TemporaryDirectory() as folder:
+        shapes = [read_shape(write(SKETCHES[name](), Path(folder))) for name in _PLACED]
     rng = random.Random(0)
-    core = Core(BestFit())
-    models = [ModelSpec(f"m{n}", 4, demand=rng.randint(4, 16) << 30) for n in range(50)]
-    core.handle(InventoryChanged(tuple(DeviceView(f"gpu{n}", 24 << 30) for n in range(8))), 0.0)
+    placed, sized = [], []
+    for number in range(50):
+        footprint = ShapeFootprint(shapes[number % len(shapes)], is_promise=True)
+        window = rng.choice((4096, 8192, 12288))
+        want = Want(f"m{number}", footprint, window, slots=4, min_slots=4, allow_partial=False,
+                    allow_host=False)  # fmt: skip
+        placed.append(ModelSpec(want.model, 4, demand=want))
+        sized.append(ModelSpec(want.model, 4, demand=rng.randint(4, 16) << 30))
+    core = Core(MemoryPlacer(lambda: core.holdings(), lambda _: False))
+    return {
+        "models": 50,
+        "devices": 8,
+        "waiting": 1000,
+        **_timed(core, placed, ""),
+        **_timed(Core(BestFit()), sized, "one_size_"),
+    }
+
+
+def _timed(core: Core, models: list[ModelSpec], prefix: str) -> dict[str, object]:
+    """Every event of 3,000 steps by 200 agents with 1,000 waiting at any moment, and after each
+    what the dispatcher does when the effects are out."""
+    rng = random.Random(0)
+    cards = tuple(DeviceView(f"gpu{n}", 24 << 30) for n in range(8))
+    core.handle(InventoryChanged((*cards, DeviceView(HOST, 64 << 30))), 0.0)
     core.handle(ConfigChanged(tuple(models)), 0.0)
-    now_s, number = 0.0, 0
-    waiting, leases = 0, []
+    now_s, number, waiting = 0.0, 0, 0
+    leases: list[str] = []
     todo: list[Event] = []
-    took: list[float] = []
+    took: list[tuple[float, int]] = []
+    tidied: list[float] = []
     while number < 3000:
         if not todo:
             now_s += 0.01
@@ -241,9 +276,16 @@ def _decisions() -> dict[str, object]:
                 todo.append(StepRequested(f"r{number}", f"a{agent}", (name,)))
             elif leases:
                 todo.append(LeaseReleased(leases.pop(rng.randrange(len(leases))), 20, 1.0))
+            else:
+                now_s += 0.5
+                todo.append(Tick())
         began = time.thread_time()
         effects = core.handle(todo.pop(), now_s)
-        took.append(time.thread_time() - began)
+        took.append((time.thread_time() - began, sum(isinstance(e, Grant) for e in effects)))
+        began = time.thread_time()
+        while core.tidy():
+            pass
+        tidied.append(time.thread_time() - began)
         for effect in effects:
             match effect:
                 case Grant():
@@ -255,16 +297,22 @@ def _decisions() -> dict[str, object]:
                     todo.append(InstanceGone(effect.instance_id))
                 case _:
                     pass
-    took = sorted(took[500:])
+    took = took[500:]
+    events = sorted(seconds for seconds, _ in took)
+    steps = sorted(s / grants for s, grants in took if grants for _ in range(grants))
     return {
-        "models": 50,
-        "devices": 8,
-        "waiting": 1000,
-        "decisions": len(took),
-        "decision_us_p50": round(_quantile(took, 0.5) * 1e6, 1),
-        "decision_us_p90": round(_quantile(took, 0.9) * 1e6, 1),
-        "decision_us_p99": round(_quantile(took, 0.99) * 1e6, 1),
+        f"{prefix}decisions": len(events),
+        **_quantiles(f"{prefix}decision_us", events),
+        f"{prefix}granted": len(steps),
+        **_quantiles(f"{prefix}granted_step_us", steps),
+        f"{prefix}granted_at_once_max": max(grants for _, grants in took),
+        **_quantiles(f"{prefix}tidy_us", sorted(tidied[500:])),
     }
+
+
+def _quantiles(name: str, ordered: list[float]) -> dict[str, object]:
+    shares = (50, 90, 99)
+    return {f"{name}_p{n}": round(_quantile(ordered, n / 100) * 1e6, 1) for n in shares}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from appliance.gpu.shape import read_shape
 from appliance.gpu.types import GIB, MIB, Device, Inventory, Placement, Want
 from appliance.scheduler.ledger import settled
 from appliance.scheduler.memory_placer import MemoryPlacer
-from appliance.scheduler.values import Capacity, Fit, ModelSpec
+from appliance.scheduler.values import Fit, Holdings, ModelSpec
 from tests.gpu.sketches.catalogue import SKETCHES
 from tests.gpu.sparse import write
 
@@ -33,7 +33,7 @@ def inventory(driver: str = "580.10") -> Inventory:
 def placed(sizes: Sizes, model: Path) -> tuple[ModelSpec, Fit]:
     footprint = ShapeFootprint(read_shape(model), sizes.calibration, is_promise=True)
     spec = ModelSpec("m", demand=Want("m", footprint, 4096))
-    placer = MemoryPlacer(lambda: Capacity(0.0, {}, (), 0, 0), lambda _: False)
+    placer = MemoryPlacer(lambda: Holdings({}, {}), lambda _: False)
     fit = placer.place(spec, {"GPU-1": 20 * GIB, "cpu": 20 * GIB})
     assert isinstance(fit, Fit)
     return spec, fit

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.gpu.fit import Configuration, fit_on_cards
 from appliance.gpu.joint import place_all
 from appliance.gpu.placement import place
 from appliance.gpu.space import space_in
@@ -53,6 +54,12 @@ class Layered:
             count = int(share)
             cards.append(count * (self.layer + kv) + (self.overhead if count else 0))
         return (*cards, (self.n_layers - layout.gpu_layers) * (self.layer + kv))
+
+    def most_layers(self, layout: Layout, room_bytes: int) -> int:
+        kv = layout.context_window * layout.slots * self.per_token
+        if layout.kv_type is KvType.Q8_0:
+            kv //= 2
+        return max(room_bytes - self.overhead, 0) // (self.layer + kv)
 
 
 def machine(*cards: int, host: int = 0) -> Inventory:
@@ -351,3 +358,31 @@ def test_placing_on_eight_cards_is_quick(gpus: int) -> None:
     placed = place(want(FixedFootprint(20 * GIB * gpus, 0, 80)), inventory, {})
     assert isinstance(placed, Placement)
     assert len(placed.cards) == gpus
+
+
+@given(
+    st.builds(Layered, st.integers(1, 5), st.integers(1, 12), st.integers(0, 2), st.integers(0, 6)),
+    st.lists(st.integers(0, 40), min_size=1, max_size=5),
+    st.booleans(),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_run_of_cards_is_the_one_found_by_trying_each(
+    model: Layered, rooms: list[int], is_packing: bool
+) -> None:
+    room = {f"GPU-{n}": size for n, size in enumerate(rooms)}
+    chosen = Configuration(1, 1, KvType.F16)
+    found = fit_on_cards(
+        model, chosen, room, list(room), most_cards=len(room), is_packing=is_packing
+    )
+    by_room = sorted(room, key=lambda uuid: (room[uuid], uuid))
+    in_turn = list if is_packing else reversed
+    each = [
+        fit
+        for count in range(1, len(room) + 1)
+        for run in in_turn([by_room[n : n + count] for n in range(len(room) - count + 1)])
+        if (fit := fit_on_cards(model, chosen, room, run, most_cards=count)) is not None
+    ]
+    assert (found is None) == (not each)
+    if found is not None:
+        assert [room[card] for card in found.cards] == [room[card] for card in each[0].cards]
+        assert found.counts == each[0].counts

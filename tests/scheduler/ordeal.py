@@ -6,13 +6,15 @@ past, workers that die in the middle of a load, bytes of the dead that come back
 are taken out of the configuration or change their size.
 
 Physics is kept apart from what the core is told. A card has `total` bytes; our allocations and the
-other program's never add up to more: whoever asks for what is not there is refused. A refused
-allocation of ours is an out-of-memory. How a worker allocates decides what the core can promise:
+other program's never add up to more: whoever asks for what is not there is refused. A load which
+that ends is an out-of-memory. How a worker allocates decides what the core can promise:
 
 - `Loading.UNCHECKED`: it allocates weights, cache and scratch one after the other as it loads.
 - `Loading.CHECKED`: as llama.cpp's worker does (`engines/llamacpp/shortage.py`): it looks whether
   the promised bytes are free, waits for them a little, and declines if they do not come; it looks
-  again before the cache, and allocates the scratch right after that.
+  and waits again before the cache, and allocates the scratch right after that. If the scratch is
+  refused, it gives back the cache, keeps the weights, and waits and tries once more while it is
+  patient. So its load is ready or declined; how often it was refused is counted beside that.
 - `Loading.CLAIMED`: it looks, and takes them all at once before it reads the first weight.
 
 With the first two another program may take the bytes between a look and the next allocation; no
@@ -89,10 +91,12 @@ class Loading(StrEnum):
 
 _PARTS: dict[Loading, tuple[tuple[float, float], ...]] = {
     Loading.UNCHECKED: ((0.0, 0.8), (0.9, 0.15), (1.0, 0.05)),
-    Loading.CHECKED: ((0.0, 0.8), (0.98, 0.15), (1.0, 0.05)),
+    Loading.CHECKED: ((0.0, 0.8),),
     Loading.CLAIMED: ((0.0, 1.0),),
 }
-"""When in the course of a load which share of its bytes is allocated: weights, cache, scratch."""
+"""When in the course of a load which share of its bytes is allocated: weights, cache, scratch. Of
+a checked load this is the part before its second look, at `_SECOND_LOOK`."""
+_SECOND_LOOK, _CACHE_SHARE = 0.98, 0.15
 
 _PATIENCE_S, _LOOK_EVERY_S = 10.0, 0.25
 """How long a worker waits for bytes that are being given back, and how often it looks."""
@@ -105,13 +109,15 @@ class Survived:
     operations: int = 0
     loads: int = 0
     oom: int = 0
-    """Allocations of ours that were refused."""
+    """Loads that ended with a refused allocation."""
+    refused_midway: int = 0
+    """Refused allocations after which the worker waited, and was ready or declined."""
     over_physical: int = 0
     """Instants at which all bytes in use exceeded a card; any is a bug of this simulation."""
     over_reserved: int = 0
     """Events after which the ledger had promised more than a card's capacity."""
     declined: int = 0
-    """Loads that looked, found too little, and allocated nothing."""
+    """Loads that looked, found too little for as long as they wait, and gave up in good order."""
     deaths: int = 0
     served: int = 0
     refused: int = 0
@@ -350,24 +356,53 @@ class _Ordeal:
 
     def _load(self, worker: _Worker) -> None:
         load_s = worker.real_bytes / _BYTES_PER_S
+        if self._loading is Loading.CHECKED:
+            self._allocate(worker, int(worker.real_bytes * _PARTS[self._loading][0][1]))
+            patient_s = self._now_s + _SECOND_LOOK * load_s + _PATIENCE_S
+            look_s = _SECOND_LOOK * load_s
+            self._in(look_s, lambda: self._look_again(worker, patient_s, load_s))
+            return
         taken = 0
-        for number, (at, share) in enumerate(_PARTS[self._loading]):
+        for at, share in _PARTS[self._loading]:
             last = at == _PARTS[self._loading][-1][0]
             size = worker.real_bytes - taken if last else int(worker.real_bytes * share)
             taken += size
-            looks = number == 1 and self._loading is Loading.CHECKED
-            self._in(at * load_s, partial(self._allocate, worker, size, looks=looks))
+            self._in(at * load_s, partial(self._allocate, worker, size))
         self._in(load_s, lambda: self._ready(worker, load_s))
+
+    def _look_again(self, worker: _Worker, until_s: float, load_s: float) -> None:
+        """Before the cache: waits until what is left of the promise is free."""
+        if worker.is_dead:
+            return
+        if self._free(worker.card) >= worker.promised_bytes - worker.has_bytes:
+            cache = int(worker.real_bytes * _CACHE_SHARE)
+            self._allocate(worker, cache)
+            scratch = partial(self._allocate_scratch, worker, cache, until_s, load_s)
+            self._in((1.0 - _SECOND_LOOK) * load_s, scratch)
+        elif self._now_s < until_s:
+            self._in(_LOOK_EVERY_S, lambda: self._look_again(worker, until_s, load_s))
+        else:
+            self._decline(worker)
+
+    def _allocate_scratch(self, worker: _Worker, cache: int, until_s: float, load_s: float) -> None:
+        if worker.is_dead:
+            return
+        size = worker.real_bytes - worker.has_bytes
+        if size <= self._free(worker.card):
+            self._allocate(worker, size)
+            self._ready(worker, load_s)
+        else:
+            self._counts.refused_midway += 1
+            worker.has_bytes -= cache
+            self._changed(worker.card)
+            self._look_again(worker, until_s, load_s)
 
     def _decline(self, worker: _Worker) -> None:
         self._counts.declined += 1
         self._kill(worker, "no room after all", crashed=False)
 
-    def _allocate(self, worker: _Worker, size: int, *, looks: bool) -> None:
+    def _allocate(self, worker: _Worker, size: int) -> None:
         if worker.is_dead:
-            return
-        if looks and self._free(worker.card) < worker.promised_bytes - worker.has_bytes:
-            self._decline(worker)
             return
         if size > self._free(worker.card):
             self._counts.oom += 1

@@ -123,3 +123,39 @@ def test_rates_of_use_are_finite_whatever_the_gaps_and_the_grains(
         told = [rate for name in "abcd" for rate in rhythms.rates(name, now_s)]
         told += rhythms.rates(model, now_s + silent_s)
         assert all(0 <= rate < float("inf") for rate in told)
+
+
+def _told(forecast: Forecast, seed: int, learns: bool) -> list[tuple[str, list[float]]]:
+    """What is answered now and then, in a random course of events on three places."""
+    rng, now_s, answers = Random(seed), 0.0, []
+    for _ in range(600):
+        now_s += rng.expovariate(1.0)
+        agent = rng.randrange(5)
+        model = f"m{(agent + rng.randrange(3)) % 7}"
+        forecast.observe(f"a{agent}", model, now_s, size=1, reload_s=5.0, budget=3)
+        if rng.random() < 0.3:
+            forecast.loaded(now_s, 3)
+        if rng.random() < 0.01:
+            forecast.forget(model)
+        if rng.random() < 0.05:
+            names = [f"m{n}" for n in range(7)]
+            forecast.prepare(names, now_s)
+            answers.append((forecast.followed, [forecast.next_use_s(n, now_s) for n in names]))
+        while learns and forecast.learn_next():
+            pass
+    return answers
+
+
+def test_when_it_is_learnt_changes_no_answer() -> None:
+    for seed in range(5):
+        assert _told(Forecast(), seed, learns=True) == _told(Forecast(), seed, learns=False)
+
+
+def test_what_is_noted_is_bounded_where_nobody_ever_asks() -> None:
+    forecast = Forecast()
+    for number in range(1000):
+        forecast.observe("x", "a", float(number), size=1, reload_s=5.0, budget=1)
+    left = 0
+    while forecast.learn_next():
+        left += 1
+    assert left < 100

@@ -22,6 +22,14 @@ def test_no_load_runs_out_of_memory_and_no_promise_exceeds_a_card(seed: int) -> 
     assert run.deaths > 10, "workers died"
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_a_load_that_looks_and_waits_is_ready_or_declined(seed: int) -> None:
+    run = endure(seed, 1_000, Loading.CHECKED)
+    assert (run.oom, run.over_physical, run.over_reserved) == (0, 0, 0)
+    assert run.loads > 50
+    assert run.declined < run.loads / 20
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(200))
 def test_no_load_runs_out_of_memory_in_ten_thousand_operations(seed: int) -> None:

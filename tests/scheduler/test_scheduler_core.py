@@ -272,3 +272,39 @@ def test_what_waits_for_a_busy_models_place_is_read_meanwhile_and_told_once() ->
 
 def is_read_ahead(effect: Effect) -> bool:
     return isinstance(effect, ReadAhead)
+
+
+def decided(seed: int, asks: bool) -> list[Effect]:
+    """All effects of a busy hour on two devices; `asks`: somebody looks between the events, and
+    what can wait is done there."""
+    rng, now_s, number = random.Random(seed), 0.0, 0
+    core, effects = Core(BestFit()), list[Effect]()
+    leases: list[str] = []
+    todo: list[Event] = [
+        ConfigChanged(tuple(MODELS)),
+        InventoryChanged(tuple(DeviceView(name, size) for name, size in CAPACITY.items())),
+    ]
+    while number < 400:
+        now_s += 0.1
+        if not todo and leases and rng.random() < 0.5:
+            todo.append(LeaseReleased(leases.pop(rng.randrange(len(leases))), 20, 1.0))
+        elif not todo:
+            number += 1
+            models = (f"m{rng.randrange(6)}", f"m{rng.randrange(6)}")
+            todo.append(StepRequested(f"r{number}", f"a{number % 5}", models))
+        done = core.handle(todo.pop(), now_s)
+        effects += done
+        leases += [effect.lease_id for effect in done if isinstance(effect, Grant)]
+        todo += [InstanceReady(e.instance_id, 5.0, 2) for e in done if isinstance(e, StartInstance)]
+        todo += [InstanceGone(e.instance_id) for e in done if isinstance(e, StopInstance)]
+        if asks:
+            core.capacity(now_s)
+            core.tidy()
+    return effects
+
+
+def test_neither_looking_nor_tidying_changes_a_decision() -> None:
+    for seed in range(3):
+        done = decided(seed, asks=False)
+        assert sum(isinstance(effect, StopInstance) for effect in done) > 20
+        assert done == decided(seed, asks=True)

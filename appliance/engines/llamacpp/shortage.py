@@ -7,8 +7,11 @@ last word is here. It looks before the weights, and between the weights and the 
 seconds apart; what is not there is waited for a little, then the load declines with `NoCapacity`,
 which is tried again, having allocated nothing that could fail in the middle.
 
-What another program takes between a look and its allocation is the library's to refuse. It does
-so in words, mostly without crashing, and `is_shortage` knows the words.
+What another program takes between a look and its allocation is the library's to refuse. It does so
+in words, mostly without crashing, and `is_shortage` knows the words. Refused the cache or the
+scratch behind it, the library gives back both and keeps the weights: so that is waited for like
+anything else, in vain at most until the load declines. The daemon meanwhile sees the other program,
+and lets idle models go.
 """
 
 from __future__ import annotations
@@ -16,15 +19,17 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from appliance.errors import NoCapacity
 
+Made = TypeVar("Made")
 MIB = 1 << 20
 CONTEXT_BYTES = 512 * MIB
 """Of a promise: what asking a card costs, its CUDA context. It is there when the answer comes."""
 PATIENCE_S = 10.0
-"""How long bytes that are being given back are waited for: an evicted worker may take as long to
-go (`LlamaCppParams.stop_grace_s`)."""
+"""How long bytes that are being given back are waited for, before the weights and again before the
+cache: an evicted worker may take as long to go (`LlamaCppParams.stop_grace_s`)."""
 LOOK_EVERY_S = 0.05
 
 _WEIGHTS = re.compile(r"(\w+) model buffer size = +([0-9.]+) MiB")
@@ -66,11 +71,20 @@ class Look:
         if any(self._promised):
             self._await({}, PATIENCE_S)
 
-    def before_cache(self, log: str) -> None:
-        """The same for what is left to allocate, without waiting: nobody is going any more."""
-        taken = weights_read(log)
-        if any(self._promised) and taken:
-            self._await(taken, 0.0)
+    def allocate(self, create: Callable[[], Made | None], log: str) -> Made:
+        """What comes after the weights, which `log` tells of, once what is left of the promise is
+        free; `create` answers None if it is refused, and is asked again for as long as its bytes
+        would have been waited for: not at all without a card. Raises `NoCapacity`."""
+        taken, until_s = weights_read(log), self._now_s() + PATIENCE_S
+        while True:
+            if any(self._promised) and taken:
+                self._await(taken, until_s - self._now_s())
+            made = create()
+            if made is not None:
+                return made
+            if self._now_s() >= until_s or not self._free():
+                raise NoCapacity("what is left to allocate is refused: another program has it")
+            self._sleep(LOOK_EVERY_S)
 
     def _await(self, taken: Mapping[str, int], patience_s: float) -> None:
         until_s = self._now_s() + patience_s

@@ -153,8 +153,16 @@ def load(params: LlamaCppParams, channel: Channel, log: Log) -> Loaded:
             channel.send({"type": "loading", "progress": fraction})
 
     model = Model(params, progress)
-    look.before_cache(log.said)
-    context = Context(model, params, sequence_count(params, model))
+
+    def create() -> Context | None:
+        try:
+            return Context(model, params, sequence_count(params, model))
+        except LoadError:
+            if any(params.promised_bytes) and is_shortage(log.said):
+                return None
+            raise
+
+    context = look.allocate(create, log.said)
     adapters = {name: Adapter(model, path) for name, path in params.adapters.items()}
     vocab = model.vocab
     template = ChatTemplate(

@@ -69,16 +69,36 @@ def test_what_does_not_come_is_declined_with_its_numbers() -> None:
 def test_between_weights_and_cache_only_what_is_left_must_be_free() -> None:
     assert weights_read(LOADED) == {"CUDA0": 4 * GIB, "CUDA1": 2 * GIB, "CPU_Mapped": 96573849}
     promised = (6 * GIB + CONTEXT_BYTES, 3 * GIB + CONTEXT_BYTES)
-    Cards((2 * GIB, GIB)).look(*promised).before_cache(LOADED)
+    cards = Cards((2 * GIB, GIB))
+    assert cards.look(*promised).allocate(lambda: "made", LOADED) == "made"
+    assert cards.now_s == 0
+    cards = Cards((2 * GIB, GIB - 1), (2 * GIB, GIB))
+    assert cards.look(*promised).allocate(lambda: "made", LOADED) == "made"
+    assert cards.now_s == pytest.approx(LOOK_EVERY_S)
     cards = Cards((2 * GIB, GIB - 1))
     with pytest.raises(NoCapacity, match="CUDA1"):
-        cards.look(*promised).before_cache(LOADED)
-    assert cards.now_s == 0
+        cards.look(*promised).allocate(lambda: pytest.fail("not free"), LOADED)
+    assert cards.now_s == pytest.approx(PATIENCE_S, abs=2 * LOOK_EVERY_S)
+
+
+def test_what_is_refused_after_the_weights_is_tried_again_when_it_is_free() -> None:
+    """Another program came after the look, and left."""
+    cards, answers = Cards((2 * GIB,), (GIB,), (GIB,), (GIB,), (2 * GIB,)), iter((None, "made"))
+    look = cards.look(6 * GIB + CONTEXT_BYTES)
+    assert look.allocate(lambda: next(answers), LOADED) == "made"
+    assert cards.now_s == pytest.approx(3 * LOOK_EVERY_S)
+
+
+def test_what_is_refused_again_and_again_is_declined() -> None:
+    cards = Cards((2 * GIB,))
+    with pytest.raises(NoCapacity, match="refused"):
+        cards.look(6 * GIB + CONTEXT_BYTES).allocate(lambda: None, LOADED)
+    assert cards.now_s == pytest.approx(PATIENCE_S, abs=2 * LOOK_EVERY_S)
 
 
 def test_a_load_on_the_host_alone_asks_no_card() -> None:
     Cards().look().before_weights()
-    Cards().look().before_cache(LOADED)
+    assert Cards().look().allocate(lambda: "made", LOADED) == "made"
 
 
 @pytest.mark.parametrize(("promised", "expected"), [((GIB,), NoCapacity), ((), ModelBroken)])
@@ -92,6 +112,6 @@ async def test_an_allocation_that_the_library_refuses_is_a_shortage_where_a_card
     asked = replace(
         params, python=str(narrow), context_window=1 << 18, slots=1, promised_bytes=promised
     )
-    with pytest.raises((NoCapacity, ModelBroken), match="context") as caught:
+    with pytest.raises((NoCapacity, ModelBroken), match=r"context|refused") as caught:
         await LlamaCppEngine(asked).__aenter__()
     assert type(caught.value) is expected
