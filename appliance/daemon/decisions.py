@@ -30,7 +30,7 @@ READ_MAX = 2000
 SHOWN_MAX = 100
 
 ABOUT = {
-    "load": ("load", "ready", "load_failed"),
+    "load": ("load", "preload", "ready", "load_failed"),
     "eviction": ("evict", "yield"),
     "refusal": ("refuse",),
     "crash": ("crash", "load_failed", "breaker_open", "bytes_stuck"),

@@ -112,6 +112,7 @@ def _grant(book: Book, instance: Instance, waiting: Waiting, now_s: float) -> No
     load_s = max(instance.ready_s - max(instance.started_s, waiting.since_s), 0.0)
     instance.hold(Held(lease_id, step, now_s, waiting.cost_s))
     book.leases[lease_id] = instance
+    book.handovers.begun(step.agent, book.models[instance.model].service_s, now_s)
     book.queue.granted(waiting)
     for model in book.queue.passed_by(waiting):
         if model == waiting.model or book.can_be_delayed(model, now_s):

@@ -41,6 +41,20 @@ def _ready(model: str, n: Numbers) -> str:
     return f"{model} is ready after {n['load_s']:.1f} s{places}."
 
 
+def _preload(model: str, n: Numbers) -> str:
+    chance = min(n["chance"] + n["later_chance"], 1.0)
+    soonest_s = n["in_s"] if n["chance"] else n["later_s"]
+    place = "free memory"
+    if n["in_place_of"]:
+        others = " and ".join(n["in_place_of"])
+        place = f"the place of {others}, at the price of {n['lost_s']:.1f} s"
+    return (
+        f"{model} is to be loaded ahead, into {place}: behind agent {n['after_agent']} it is asked "
+        f"for {chance:.0%} of the time, next in {_time(soonest_s)}; that saves "
+        f"{n['saved_s']:.1f} s in the mean."
+    )
+
+
 def _evict(model: str, n: Numbers) -> str:
     never = n["next_use_s"] >= _NEVER_S
     expected = "not expected again" if never else f"expected again in {_time(n['next_use_s'])}"
@@ -90,6 +104,7 @@ def _stuck(instance: str, n: Numbers) -> str:
 
 SENTENCES: Mapping[str, Callable[[str, Numbers], str]] = {
     "load": _load,
+    "preload": _preload,
     "ready": _ready,
     "evict": _evict,
     "yield": _yield,
