@@ -31,7 +31,7 @@ SHOWN_MAX = 100
 
 ABOUT = {
     "load": ("load", "preload", "ready", "load_failed"),
-    "eviction": ("evict", "yield"),
+    "eviction": ("evict", "make_way", "yield"),
     "refusal": ("refuse",),
     "crash": ("crash", "load_failed", "breaker_open", "bytes_stuck"),
 }

@@ -163,6 +163,7 @@ class Book:
         del self.instances[instance.instance_id]
         self.starting.pop(instance.instance_id, None)
         self.leaving.pop(instance.instance_id, None)
+        self.making_way.discard(instance.instance_id)
         self.ledger.release(instance.instance_id)
         self.returns += 1
 

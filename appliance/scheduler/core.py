@@ -216,8 +216,9 @@ class Core:
         instance = book.instances.get(event.instance_id)
         if instance is None or instance.state is ResidentState.STOPPING:
             return
-        for lease_id in instance.leases:
+        for lease_id, held in instance.leases.items():
             del book.leases[lease_id]
+            book.handovers.broke_off(held.step.agent)
         instance.leases.clear()
         was_loading = instance.state is ResidentState.STARTING
         book.died(instance, event.reason)

@@ -145,6 +145,10 @@ class Handovers:
             del self._behind[oldest]
             self._ends_s.pop(oldest, None)
 
+    def broke_off(self, agent: str) -> None:
+        """An agent's step came to nothing: it will be asked for again, and nobody behind it."""
+        self._ends_s.pop(agent, None)
+
     def asked(self, agent: str, model: str, now_s: float) -> None:
         """An agent asks for a model."""
         for watch in self._watches.values():

@@ -107,6 +107,16 @@ def decide(book: Book, found: Preload, now_s: float) -> None:
         costs=round(book.tally.costs, 3),
         in_place_of=[victim.model for victim in found.victims],
     )
+    for victim in found.victims:
+        book.record(
+            now_s,
+            "make_way",
+            victim.model,
+            instance=victim.instance_id,
+            for_model=found.state.spec.name,
+            next_use_s=round(book.forecast.next_use_s(victim.model, now_s), 3),
+            reload_s=round(book.models[victim.model].load_s, 3),
+        )
     book.tally.began(
         found.state.spec.name,
         found.state.load_s,

@@ -27,10 +27,7 @@ _TRIED = 8
 def is_quiet(book: Book, now_s: float) -> bool:
     """Nobody's load runs or is due (room for it may be in the making: its bytes are not free, and
     the disk is), nor does anything make way for a preload: a guess may be made."""
-    if not all(instance.is_guess for instance in book.starting.values()):
-        return False
-    book.making_way &= book.instances.keys()
-    if book.making_way:
+    if book.making_way or not all(instance.is_guess for instance in book.starting.values()):
         return False
     return not any(book.may_load(book.models[model], now_s) for model in book.queue.models())
 

@@ -63,6 +63,7 @@ def start(book: Book, state: ModelState, fit: Fit, now_s: float, *, is_guess: bo
         instance_id, state.spec, fit, ResidentState.STARTING, now_s, is_guess=is_guess
     )
     book.add(state, instance)
+    book.room_made_for = ""
     if fit.bytes_by_device:
         state.size_bytes = fit.total_bytes
         book.forecast.loaded(now_s, len(book.ready()) + 1)
@@ -157,12 +158,13 @@ def _preload(book: Book, now_s: float) -> bool:
     name = found.state.spec.name
     if found.victims or book.room_made_for != name:
         preload.decide(book, found, now_s)
-    book.room_made_for = name if found.victims else ""
+    if not found.victims:
+        start(book, found.state, found.fit, now_s, is_guess=True)
+        return True
+    book.room_made_for = name
     for victim in found.victims:
         book.making_way.add(victim.instance_id)
         book.leave(victim, f"{name} is expected sooner", now_s)
-    if not found.victims:
-        start(book, found.state, found.fit, now_s, is_guess=True)
     return True
 
 

@@ -66,6 +66,15 @@ def _evict(model: str, n: Numbers) -> str:
     )
 
 
+def _make_way(model: str, n: Numbers) -> str:
+    never = n["next_use_s"] >= _NEVER_S
+    expected = "not expected again" if never else f"expected again in {_time(n['next_use_s'])}"
+    return (
+        f"{model} makes way for {n['for_model']}, which is to be loaded ahead: it is idle, "
+        f"{expected} and takes {n['reload_s']:.1f} s to load."
+    )
+
+
 def _yield(model: str, n: Numbers) -> str:
     return (
         f"{model} is unloaded: {n['device']} is {_gib(n['short_bytes'])} short, other programs "
@@ -107,6 +116,7 @@ SENTENCES: Mapping[str, Callable[[str, Numbers], str]] = {
     "preload": _preload,
     "ready": _ready,
     "evict": _evict,
+    "make_way": _make_way,
     "yield": _yield,
     "drain": lambda model, n: f"{model} takes no new steps and ends with its last: {n['why']}.",
     "stop": lambda model, n: f"{model} stops: {n['why']}.",
