@@ -39,6 +39,9 @@ _GAIN = 2.0
 _LOAD_SHARE = 0.1
 """Of a load, what it has to save at least beyond what it costs others."""
 
+_OVERDUE = 2.0
+"""Times the seconds in which a request was expected, after which it is not any more."""
+
 _LASTS = 30.0
 """Loads, one after the other, that an idle model outlasts about: who is back later comes too late
 to count."""
@@ -76,7 +79,7 @@ def choose(book: Book, now_s: float) -> Preload | None:
         for model, expected in _soonest(book, absent, now_s).items()
         if expected.chance + expected.later_chance >= _LEAST_CHANCE
     ]
-    likely.sort(key=lambda one: (-one[0], one[1]))
+    likely.sort(key=lambda one: (one[1] != book.room_made_for, -one[0], one[1]))
     for saved_s, model, expected in likely[:_TRIED]:
         state = absent[model]
         fit = book.placer.place(state.spec, book.open_free())
@@ -125,6 +128,16 @@ def decide(book: Book, found: Preload, now_s: float) -> None:
         found.lost_s,
         now_s,
     )
+
+
+def keep(found: Preload, now_s: float) -> None:
+    """It loads: until the request is overdue it is worth what was expected of it, or it would be
+    the first to go."""
+    instance, expected = found.state.current, found.expected
+    assert instance is not None
+    instance.ahead_rate = expected.rate
+    _, in_s = max(expected.ways)
+    instance.ahead_until_s = now_s + _OVERDUE * in_s
 
 
 def _in_place_of_others(

@@ -160,6 +160,7 @@ def _preload(book: Book, now_s: float) -> bool:
         preload.decide(book, found, now_s)
     if not found.victims:
         start(book, found.state, found.fit, now_s, is_guess=True)
+        preload.keep(found, now_s)
         return True
     book.room_made_for = name
     for victim in found.victims:
