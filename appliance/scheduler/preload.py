@@ -33,7 +33,7 @@ _TRIED = 2
 _LEAST_CHANCE = 0.1
 """Rarer hand-overs are not acted upon, not even where memory is free: `refill` knows better."""
 
-_GAIN = 2.0
+_GAIN = 1.5
 """What it has to save for each second that it costs others: all of these numbers are forecasts."""
 
 _LOAD_SHARE = 0.1

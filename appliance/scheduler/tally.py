@@ -16,8 +16,8 @@ from dataclasses import dataclass
 _FADE = 0.9997
 """What a second counts one request later."""
 
-_PRIOR_S = 20.0
-"""Seconds that were as expected, to begin with: two or three loads say nothing."""
+_PRIOR_S = 60.0
+"""Seconds that were as expected, to begin with: half a dozen loads say little."""
 
 
 @dataclass(slots=True, eq=False)
