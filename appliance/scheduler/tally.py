@@ -57,7 +57,9 @@ class Tally:
         now_s: float,
     ) -> None:
         """A model is loaded ahead in place of these; what was expected is before correction."""
-        self._ahead[model] = _Ahead(now_s, load_s, frozenset(victims))
+        earlier = self._ahead.get(model)
+        gone = frozenset(victims) | (earlier.victims if earlier else frozenset())
+        self._ahead[model] = _Ahead(now_s, load_s, gone)
         self._to_save_s += to_save_s
         self._to_lose_s += to_lose_s
 

@@ -101,7 +101,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--families", action="store_true", help="self-made families of traces")
     parser.add_argument("--preloads", action="store_true", help="teams, without and with preloads")
     parser.add_argument("--seeds", type=int, default=3, help="of --preloads: from 1")
-    parser.add_argument("--only", help="of --preloads: these teams and families")
+    parser.add_argument("--only", help="of --preloads: these teams, families, zipf, bursts")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     options = parser.parse_args()
     asked = (options.make, options.decisions, options.families, options.preloads, options.trace)
@@ -164,7 +164,8 @@ def _preloads(options: argparse.Namespace) -> dict[str, object]:
     went. On one device that holds two or four models, over some seeds together."""
     figures: dict[str, object] = {}
     steps, seeds = min(options.rows, 2000), range(1, options.seeds + 1)
-    for name in options.only.split(",") if options.only else [*TEAMS, *FAMILIES]:
+    names = options.only.split(",") if options.only else [*TEAMS, *FAMILIES, "zipf", "bursts"]
+    for name in names:
         for places in (2, 4):
             without, with_ = (
                 [_play(name, seed, places, steps, preloads=preloads) for seed in seeds]
@@ -192,7 +193,8 @@ def _play(name: str, seed: int, places: int, steps: int, *, preloads: bool) -> P
     policy = Policy(preloads=preloads)
     if name in TEAMS:
         return play(*team(name, seed), places, steps, policy)
-    rows = make(name, seed, steps)
+    is_family = name in FAMILIES
+    rows = make(name, seed, steps) if is_family else _make(name, seed, 28185)[:steps]
     return play(of_trace(rows), {row.model for row in rows}, places, steps, policy)
 
 

@@ -297,3 +297,12 @@ def test_preloads_that_keep_their_promise_are_believed() -> None:
         tally.asked("v", 10.0, n * 100.0 + 50.0, is_absent=True)
     assert tally.saves > 0.95
     assert tally.costs == 1.0, "who leaves for one that is used would have left for it anyway"
+
+
+def test_what_made_way_for_a_preload_that_is_tried_again_is_still_looked_for() -> None:
+    tally = Tally()
+    for n in range(20):
+        tally.began("m", 10.0, ("v",), 5.0, 1.0, n * 100.0)
+        tally.began("m", 10.0, (), 5.0, 0.0, n * 100.0 + 20.0)
+        tally.asked("v", 10.0, n * 100.0 + 50.0, is_absent=True)
+    assert tally.costs > 2.0
