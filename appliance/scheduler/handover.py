@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from heapq import nlargest
 from itertools import islice
 from operator import mul
 
@@ -32,6 +33,9 @@ _AGENTS = 256
 
 _COUNTED = 64.0
 """Watches at which an agent's counts are halved: what it did lately is what it will do."""
+
+_FOLLOWERS = 5
+"""Models considered behind an agent, those that came most often: bounds the cost of a decision."""
 
 _STEP_LEARNING = 0.3
 """Weight of the newest step in the seconds that an agent's step takes."""
@@ -72,6 +76,8 @@ class _Follower:
     back all the same."""
 
     times: list[float] = field(default_factory=lambda: [0.0] * _BINS)
+    came: float = 0.0
+    """The sum of all but the last bin."""
     returned: float = 0.0
 
 
@@ -101,7 +107,8 @@ class _Behind:
         for model, follower in list(self.followers.items()):
             follower.times = [n / 2 for n in follower.times]
             follower.returned /= 2
-            if sum(follower.times) < 0.5:
+            follower.came /= 2
+            if follower.came < 0.5:
                 del self.followers[model]
 
 
@@ -158,7 +165,9 @@ class Handovers:
                 follower = followers.get(model)
                 if follower is None:
                     follower = followers[model] = _Follower()
-                follower.times[_bin(now_s - watch.since_s)] += 1.0
+                at_bin = _bin(now_s - watch.since_s)
+                follower.times[at_bin] += 1.0
+                follower.came += at_bin < _BINS - 1
         own = self._watches.get(agent)
         if own is not None:
             self._close(agent, _bin(now_s - own.since_s))
@@ -197,10 +206,12 @@ def _behind_one(
     returns, all_returns = sum(behind.ended[now_bin:-1]), sum(behind.ended[:-1])
     gaps_s = sum(map(mul, behind.ended, _MIDDLES))
     round_s = behind.step_s + (gaps_s / all_returns if all_returns else 0.0)
-    for model, follower in behind.followers.items():
-        if model not in models:
-            continue
-        times, came = follower.times, sum(follower.times[:-1])
+    likely = [
+        (follower.came, model) for model, follower in behind.followers.items() if model in models
+    ]
+    for came, model in nlargest(_FOLLOWERS, likely):
+        follower = behind.followers[model]
+        times = follower.times
         chance = in_s = 0.0
         if model not in seen:
             left = times[now_bin:-1]
