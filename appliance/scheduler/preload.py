@@ -168,8 +168,9 @@ def _in_place_of_others(
         expected, state.load_s, own_rate,
         [(rates[v.model], book.models[v.model].load_s) for v in victims],
     )  # fmt: skip
-    tally = book.tally
-    if tally.saves * saved_s < _GAIN * tally.costs * lost_s + _LOAD_SHARE * state.load_s:
+    # The quotient counts twice: what was loaded for nothing also kept a place from what was used.
+    belief, cost = book.tally.saves**2, _GAIN * book.tally.costs * lost_s
+    if belief * saved_s < cost + _LOAD_SHARE * state.load_s:
         return None
     return Preload(state, expected, found[0], victims, saved_s, lost_s)
 
