@@ -30,8 +30,8 @@ READ_MAX = 2000
 SHOWN_MAX = 100
 
 ABOUT = {
-    "load": ("load", "ready", "load_failed"),
-    "eviction": ("evict", "yield"),
+    "load": ("load", "preload", "ready", "load_failed"),
+    "eviction": ("evict", "make_way", "yield"),
     "refusal": ("refuse",),
     "crash": ("crash", "load_failed", "breaker_open", "bytes_stuck"),
 }

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 
 from appliance.scheduler.forecast import Forecast
 from appliance.scheduler.foreign import ForeignHold
+from appliance.scheduler.handover import Handovers
 from appliance.scheduler.instances import Claim, Instance, ModelState
 from appliance.scheduler.ledger import Ledger
 from appliance.scheduler.policy import Policy
+from appliance.scheduler.tally import Tally
 from appliance.scheduler.values import (
     AgentSpec,
     DeviceView,
@@ -54,6 +56,8 @@ class Book:
     forecast: Forecast
     queue: WaitingQueue
     foreign: ForeignHold
+    handovers: Handovers = field(default_factory=Handovers)
+    tally: Tally = field(default_factory=Tally)
     ledger: Ledger = field(default_factory=Ledger)
     models: dict[str, ModelState] = field(default_factory=dict)
     agents: dict[str, AgentSpec] = field(default_factory=dict)
@@ -74,6 +78,10 @@ class Book:
     starting: dict[str, Instance] = field(default_factory=dict)
     leaving: dict[str, Instance] = field(default_factory=dict)
     """Of the instances those that load, and those that are to go or go, by id."""
+    making_way: set[str] = field(default_factory=set)
+    """Of those that go the ones that make way for a preload: no guess until they are gone."""
+    room_made_for: str = ""
+    """The model that they made way for; empty once it loads, or something else does instead."""
     wanted: tuple[ModelState, ...] = ()
     """The models to be loaded without being asked for."""
     _claimed: int = 0
@@ -166,6 +174,7 @@ class Book:
         del self.instances[instance.instance_id]
         self.starting.pop(instance.instance_id, None)
         self.leaving.pop(instance.instance_id, None)
+        self.making_way.discard(instance.instance_id)
         self.ledger.release(instance.instance_id)
         self.returns += 1
 

@@ -151,6 +151,9 @@ class Core:
         book.models[model].in_use = True
         book.models[model].asked(now_s, book.policy.hold_s)
         self._observe(step.agent, book.models[model], now_s)
+        book.handovers.asked(step.agent, model, now_s)
+        is_absent = book.models[model].current is None
+        book.tally.asked(model, book.models[model].load_s, now_s, is_absent=is_absent)
         if obstacle is not None:
             self._refuse(step.request_id, *obstacle, now_s, self._retry_s(model, now_s))
             return
@@ -186,6 +189,7 @@ class Core:
         if instance is None:
             return
         held = instance.leases.pop(event.lease_id)
+        book.handovers.ended(held.step.agent, event.seconds, now_s)
         state = book.models.get(instance.model)
         if state is not None and event.seconds > 0:
             state.measured_service(event.seconds, event.output_tokens)
@@ -226,8 +230,9 @@ class Core:
         instance = book.instances.get(event.instance_id)
         if instance is None or instance.state is ResidentState.STOPPING:
             return
-        for lease_id in instance.leases:
+        for lease_id, held in instance.leases.items():
             del book.leases[lease_id]
+            book.handovers.broke_off(held.step.agent)
         instance.leases.clear()
         was_loading = instance.state is ResidentState.STARTING
         book.died(instance, event.reason)
@@ -276,6 +281,7 @@ class Core:
             self._retire(book.models[name], "removed from the configuration", now_s)
             book.drop(name)
             book.forecast.forget(name)
+            book.handovers.forget(name)
         for spec in event.models:
             self._adopt(spec, now_s)
         for name, state in book.models.items():

@@ -105,6 +105,7 @@ def _grant(book: Book, instance: Instance, waiting: Waiting, now_s: float) -> No
     load_s = max(instance.ready_s - max(instance.started_s, waiting.since_s), 0.0)
     instance.hold(Held(lease_id, step, now_s, waiting.cost_s))
     book.leases[lease_id] = instance
+    book.handovers.begun(step.agent, book.models[instance.model].service_s, now_s)
     book.queue.granted(waiting)
     for line in book.queue.passed_by(waiting):
         model = line.oldest.model

@@ -45,6 +45,9 @@ class Instance:
     has_died: bool = False
     is_guess: bool = False
     """Loaded without being asked for, into bytes that were free (`refill`)."""
+    ahead_rate: float = 0.0
+    ahead_until_s: float = 0.0
+    """Uses per second that a hand-over makes likely until then, for which it was loaded."""
     grants: int = 0
     clients: dict[str, tuple[float, float]] = field(default_factory=dict)
     """The agents it serves, by their latest grant: when, and the agent's weight."""

@@ -33,6 +33,10 @@ class Policy:
     foreign_calm_s: float = 10.0
     """Memory that another program gave back is used again after it stayed away this long."""
 
+    preloads: bool = True
+    """Whether an idle model makes way for one that nobody has asked for yet but is expected to.
+    Not where loads are counted and take no time: there it cannot save any."""
+
     breaker_crashes: int = 3
     breaker_window_s: float = 60.0
     breaker_open_s: float = 60.0

@@ -24,13 +24,16 @@ _TRIED = 8
 """Models for which room is sought at one event: bounds the cost of a decision."""
 
 
+def is_quiet(book: Book, now_s: float) -> bool:
+    """Nobody's load runs or is due (room for it may be in the making: its bytes are not free, and
+    the disk is), nor does anything make way for a preload: a guess may be made."""
+    if book.making_way or not all(instance.is_guess for instance in book.starting.values()):
+        return False
+    return not any(book.may_load(book.models[model], now_s) for model in book.queue.models())
+
+
 def candidates(book: Book, now_s: float) -> list[ModelState]:
-    """Models worth having back, soonest next use first; none while somebody's load runs or is due
-    (room for it may be in the making: its bytes are not free, and the disk is)."""
-    if not all(instance.is_guess for instance in book.starting.values()):
-        return []
-    if any(book.may_load(book.models[model], now_s) for model in book.queue.models()):
-        return []
+    """Models worth having back, soonest next use first."""
     free_bytes = sum(book.ledger.all_free().values())
     missed = [
         state

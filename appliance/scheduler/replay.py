@@ -159,7 +159,8 @@ class _Replay:
     ) -> None:
         self._trace, self._window, self._load_s = trace, window, load_s
         self._core = Core(
-            BestFit(), Policy(hold_s=0.0, wait_for_dry=window > 1, max_waiting=window + 1)
+            BestFit(),
+            Policy(hold_s=0.0, wait_for_dry=window > 1, max_waiting=window + 1, preloads=False),
         )
         self._keep_effects = keep_effects
         self._admitted = 0

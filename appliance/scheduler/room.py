@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from appliance.scheduler import patience, refill
+from appliance.scheduler import patience, preload, refill
 from appliance.scheduler.book import Book
 from appliance.scheduler.eviction import Candidate, choose_victims
 from appliance.scheduler.grants import is_preemptible, preempt
@@ -39,7 +39,9 @@ def make_room(book: Book, now_s: float) -> bool:
     for state in book.wanted:
         if book.may_load(state, now_s):
             changed |= _load_wanted(book, state, now_s)
-    return changed or _refill(book, now_s)
+    if changed or not refill.is_quiet(book, now_s):
+        return changed
+    return _preload(book, now_s) or _refill(book, now_s)
 
 
 def can_ever_fit(book: Book, state: ModelState) -> Fit | Misfit:
@@ -61,6 +63,7 @@ def start(book: Book, state: ModelState, fit: Fit, now_s: float, *, is_guess: bo
         instance_id, state.spec, fit, ResidentState.STARTING, now_s, is_guess=is_guess
     )
     book.add(state, instance)
+    book.room_made_for = ""
     if fit.bytes_by_device:
         state.size_bytes = fit.total_bytes
         book.forecast.loaded(now_s, len(book.ready()) + 1)
@@ -141,6 +144,28 @@ def _start_if_it_fits(book: Book, state: ModelState, now_s: float) -> bool:
             book.leave(guess, f"{state.spec.name} is asked for", now_s)
     else:
         start(book, state, fit, now_s)
+    return True
+
+
+def _preload(book: Book, now_s: float) -> bool:
+    """Loads what is expected next into free bytes, or makes room for it: once the bytes are back it
+    is asked again what they are good for."""
+    if book.starting or book.claiming or not book.policy.preloads:
+        return False
+    found = preload.choose(book, now_s)
+    if found is None:
+        return False
+    name = found.state.spec.name
+    if found.victims or book.room_made_for != name:
+        preload.decide(book, found, now_s)
+    if not found.victims:
+        start(book, found.state, found.fit, now_s, is_guess=True)
+        preload.keep(found, now_s)
+        return True
+    book.room_made_for = name
+    for victim in found.victims:
+        book.making_way.add(victim.instance_id)
+        book.leave(victim, f"{name} is expected sooner", now_s)
     return True
 
 

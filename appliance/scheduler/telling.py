@@ -41,6 +41,20 @@ def _ready(model: str, n: Numbers) -> str:
     return f"{model} is ready after {n['load_s']:.1f} s{places}."
 
 
+def _preload(model: str, n: Numbers) -> str:
+    chance = min(n["chance"] + n["later_chance"], 1.0)
+    soonest_s = n["in_s"] if n["chance"] else n["later_s"]
+    place = "free memory"
+    if n["in_place_of"]:
+        others = " and ".join(n["in_place_of"])
+        place = f"the place of {others}, at the price of {n['lost_s']:.1f} s"
+    return (
+        f"{model} is to be loaded ahead, into {place}: behind agent {n['after_agent']} it is asked "
+        f"for {chance:.0%} of the time, next in {_time(soonest_s)}; that saves "
+        f"{n['saved_s']:.1f} s in the mean."
+    )
+
+
 def _evict(model: str, n: Numbers) -> str:
     never = n["next_use_s"] >= _NEVER_S
     expected = "not expected again" if never else f"expected again in {_time(n['next_use_s'])}"
@@ -49,6 +63,15 @@ def _evict(model: str, n: Numbers) -> str:
         f"{model} makes way for {n['for_model']}{finish}: it is {expected} (going by "
         f"{n['forecast']}) and takes {n['reload_s']:.1f} s to load, the least loss for its bytes; "
         f"{n['for_model']} has been waited for {_time(n['waited_s'])}."
+    )
+
+
+def _make_way(model: str, n: Numbers) -> str:
+    never = n["next_use_s"] >= _NEVER_S
+    expected = "not expected again" if never else f"expected again in {_time(n['next_use_s'])}"
+    return (
+        f"{model} makes way for {n['for_model']}, which is to be loaded ahead: it is idle, "
+        f"{expected} and takes {n['reload_s']:.1f} s to load."
     )
 
 
@@ -90,8 +113,10 @@ def _stuck(instance: str, n: Numbers) -> str:
 
 SENTENCES: Mapping[str, Callable[[str, Numbers], str]] = {
     "load": _load,
+    "preload": _preload,
     "ready": _ready,
     "evict": _evict,
+    "make_way": _make_way,
     "yield": _yield,
     "drain": lambda model, n: f"{model} takes no new steps and ends with its last: {n['why']}.",
     "stop": lambda model, n: f"{model} stops: {n['why']}.",

@@ -4,13 +4,15 @@
     scripts/bench/scheduler.py --make zipf|bursts --out FILE.csv [--seed 0]
     scripts/bench/scheduler.py --decisions [--json]
     scripts/bench/scheduler.py --families [--seed 2] [--rows 8000] [--json]
+    scripts/bench/scheduler.py --preloads [--seeds 3] [--rows 2000] [--only NAME,...] [--json]
 
 A trace has the columns time_s, agent, model, duration_s; all models are of one size and `--slots`
 of them are resident at once. `--make` writes a development trace: real arrivals (see
 ../shared/traces/README.md, stretched a hundredfold) with models drawn by a seed. `--decisions`
 times one decision with 50 models on 8 devices and 1,000 requests waiting: one event with all that
 follows from it, which may be many granted steps. `--families` replays the
-self-made families of tests/scheduler/families.py in arrival order.
+self-made families of tests/scheduler/families.py in arrival order. `--preloads` plays the teams of
+tests/scheduler/teams.py and the families on virtual time, without and with preloads.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
@@ -36,6 +39,7 @@ from appliance.gpu.types import HOST, Want
 from appliance.scheduler.core import Core
 from appliance.scheduler.memory_placer import MemoryPlacer
 from appliance.scheduler.placing import BestFit
+from appliance.scheduler.policy import Policy
 from appliance.scheduler.replay import (
     TraceRow,
     lfu_loads,
@@ -62,6 +66,7 @@ from appliance.scheduler.values import (
 from tests.gpu.sketches.catalogue import SKETCHES
 from tests.gpu.sparse import write
 from tests.scheduler.families import FAMILIES, make
+from tests.scheduler.teams import TEAMS, Played, of_trace, play, team
 
 TRACES = Path(__file__).resolve().parents[2] / ".." / "shared" / "traces"
 STRETCH = 100.0
@@ -77,6 +82,8 @@ def main() -> int:
         return _write(_make(options.make, options.seed, options.rows), Path(options.out))
     if options.decisions:
         figures = _decisions()
+    elif options.preloads:
+        figures = _preloads(options)
     else:
         figures = _families(options) if options.families else _swaps(options)
     for name, value in figures.items():
@@ -103,10 +110,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=28185)
     parser.add_argument("--decisions", action="store_true", help="time one decision")
     parser.add_argument("--families", action="store_true", help="self-made families of traces")
+    parser.add_argument("--preloads", action="store_true", help="teams, without and with preloads")
+    parser.add_argument("--seeds", type=int, default=3, help="of --preloads: from 1")
+    parser.add_argument("--only", help="of --preloads: these teams, families, zipf, bursts")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     options = parser.parse_args()
-    if not (options.make or options.decisions or options.families or options.trace):
-        parser.error("give --trace, --make, --decisions or --families")
+    asked = (options.make, options.decisions, options.families, options.preloads, options.trace)
+    if not any(asked):
+        parser.error("give --trace, --make, --decisions, --families or --preloads")
     return options
 
 
@@ -156,6 +167,51 @@ def _families(options: argparse.Namespace) -> dict[str, object]:
                 logs.setdefault(f"{rule}_by_belady_{slots}", []).append(math.log(ratio))
     means = {name: round(math.exp(sum(some) / len(some)), 3) for name, some in logs.items()}
     return figures | dict(sorted(means.items()))
+
+
+def _preloads(options: argparse.Namespace) -> dict[str, object]:
+    """Seconds that a step waits, and for loads, in the mean and at p95 without and with preloads;
+    the loads of both, and of the preloads those made and those that nobody had asked for when they
+    went. On one device that holds two or four models, over some seeds together."""
+    figures: dict[str, object] = {}
+    steps, seeds = min(options.rows, 2000), range(1, options.seeds + 1)
+    names = options.only.split(",") if options.only else [*TEAMS, *FAMILIES, "zipf", "bursts"]
+    for name in names:
+        for places in (2, 4):
+            without, with_ = (
+                [_play(name, seed, places, steps, preloads=preloads) for seed in seeds]
+                for preloads in (False, True)
+            )
+            told = [
+                f"{_mean(w for one in without for w in waits(one)):.3f} -> "
+                f"{_mean(w for one in with_ for w in waits(one)):.3f}"
+                for waits in (lambda one: one.waits_s, lambda one: one.load_waits_s)
+            ]
+            p95 = [
+                _quantile(sorted(w for one in some for w in one.waits_s), 0.95)
+                for some in (without, with_)
+            ]
+            figures[f"{name} @{places}"] = (
+                f"wait {told[0]} for loads {told[1]} p95 {p95[0]:.1f} -> {p95[1]:.1f} "
+                f"loads {sum(one.loads for one in without)} -> {sum(one.loads for one in with_)} "
+                f"preloads {sum(one.preloads for one in with_)} "
+                f"wasted {sum(one.wasted for one in with_)}"
+            )
+    return figures
+
+
+def _play(name: str, seed: int, places: int, steps: int, *, preloads: bool) -> Played:
+    policy = Policy(preloads=preloads)
+    if name in TEAMS:
+        return play(*team(name, seed), places, steps, policy)
+    is_family = name in FAMILIES
+    rows = make(name, seed, steps) if is_family else _make(name, seed, 28185)[:steps]
+    return play(of_trace(rows), {row.model for row in rows}, places, steps, policy)
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / max(len(found), 1)
 
 
 def _quantile(ordered: list[float], share: float) -> float:
