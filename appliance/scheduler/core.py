@@ -14,7 +14,7 @@ from dataclasses import replace
 from heapq import heappop, heappush
 from typing import assert_never
 
-from appliance.scheduler import grants, outlook, pressure, room
+from appliance.scheduler import alarm, grants, outlook, pressure, room
 from appliance.scheduler.book import Book
 from appliance.scheduler.breaker import Breaker
 from appliance.scheduler.forecast import Forecast
@@ -347,7 +347,12 @@ class Core:
                 break
         grants.preempt_for_urgent(book, now_s)
         self._unload_unused(now_s)
-        self._wake(now_s)
+        soonest_s = alarm.next_tick_s(
+            self._book, self._deadlines[0][0] if self._deadlines else math.inf, now_s
+        )
+        if soonest_s not in (self._woken_s, math.inf):
+            self._book.effects.append(WakeAt(soonest_s))
+        self._woken_s = soonest_s
 
     def _expire(self, now_s: float) -> None:
         book = self._book
@@ -384,51 +389,6 @@ class Core:
             if now_s - instance.idle_since_s >= limit_s:
                 self._book.models[instance.model].in_use = False
                 self._book.leave(instance, f"idle for {limit_s:g} s", now_s)
-
-    def _wake(self, now_s: float) -> None:
-        """Asks for a tick when time alone will change a decision."""
-        book = self._book
-        soonest = min(book.foreign.next_fall_s(), self._next_turn_s(now_s))
-        if self._deadlines:
-            soonest = min(soonest, self._deadlines[0][0])
-        someone_waits = len(book.queue) > 0
-        for instance in book.ready():
-            if instance.leases:
-                continue
-            held_until_s = instance.idle_since_s + book.policy.hold_s
-            if someone_waits and now_s < held_until_s < soonest:
-                soonest = held_until_s
-            if instance.spec.idle_unload_s is not None:
-                soonest = min(soonest, instance.idle_since_s + instance.spec.idle_unload_s)
-        if soonest != self._woken_s and soonest != math.inf:
-            book.effects.append(WakeAt(soonest))
-        self._woken_s = soonest
-
-    def _next_turn_s(self, now_s: float) -> float:
-        """When the turn of a model that waits for a place may come: one that may be tried again, or
-        that was patient enough by then. Not oftener than each second, which is the least answer."""
-        book = self._book
-        soonest, least_s = math.inf, now_s + 1.0
-        models, per_load = book.models, book.policy.swap_patience_s(1.0)
-        likely = book.ready()[:1]
-        victim_s = sum(models[victim.model].load_s for victim in likely)
-        contention = book.contention()
-        share = contention.share(sum(victim.clients_weight for victim in likely))
-        part = share * (contention.models + 1)
-        for model, line in book.queue.lines.items():
-            state = models[model]
-            if state.current is not None or state.claim is not None:
-                continue
-            turn_s = state.breaker.retry_at_s
-            if turn_s <= now_s:
-                turn_s = line.oldest.since_s + per_load * (state.load_s + victim_s) * part
-                if turn_s < least_s:
-                    turn_s = least_s
-            if turn_s < soonest:
-                soonest = turn_s
-                if turn_s <= least_s:
-                    break
-        return soonest
 
     # ── small questions ─────────────────────────────────────────────────────────────────────────
 

@@ -125,7 +125,9 @@ def second_try(folder: Path, tests: str, *arguments: str) -> subprocess.Complete
     )
     words = " ".join(arguments)
     alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # as fast as pytest itself
-    return bash(f"test_with_second_try {sys.executable} {folder} {words}", **alone)
+    return bash(
+        f"test_with_second_try {sys.executable} {folder} --rootdir={folder} {words}", **alone
+    )
 
 
 FLAKY = "def test_flaky(): assert not is_first('flaky')\n"
