@@ -42,8 +42,8 @@ class Edits:
         await self.scheduler.reconfigure(specs, agents)
 
     async def edit(self, edits: int) -> None:
-        """One edit at a time, with a few steps in between; more than wanted where loads take so long
-        that too little was answered meanwhile."""
+        """One edit at a time, with a few steps in between; more than wanted where loads take so
+        long that too little was answered meanwhile."""
         for number in itertools.count():
             if number >= edits and self.answered.total() > edits / 4:
                 break
