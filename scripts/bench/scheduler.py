@@ -4,7 +4,7 @@
     scripts/bench/scheduler.py --make zipf|bursts --out FILE.csv [--seed 0]
     scripts/bench/scheduler.py --decisions [--json]
     scripts/bench/scheduler.py --families [--seed 2] [--rows 8000] [--json]
-    scripts/bench/scheduler.py --preloads [--seeds 3] [--rows 2000] [--only NAME,...] [--json]
+    scripts/bench/scheduler.py --preloads [--seed 1] [--seeds 3] [--rows 2000] [--only NAME,...] [--json]
 
 A trace has the columns time_s, agent, model, duration_s; all models are of one size and `--slots`
 of them are resident at once. `--make` writes a development trace: real arrivals (see
@@ -111,7 +111,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--decisions", action="store_true", help="time one decision")
     parser.add_argument("--families", action="store_true", help="self-made families of traces")
     parser.add_argument("--preloads", action="store_true", help="teams, without and with preloads")
-    parser.add_argument("--seeds", type=int, default=3, help="of --preloads: from 1")
+    parser.add_argument("--seeds", type=int, default=3, help="how many, of --preloads")
     parser.add_argument("--only", help="of --preloads: these teams, families, zipf, bursts")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     options = parser.parse_args()
@@ -174,7 +174,8 @@ def _preloads(options: argparse.Namespace) -> dict[str, object]:
     the loads of both, and of the preloads those made and those that nobody had asked for when they
     went. On one device that holds two or four models, over some seeds together."""
     figures: dict[str, object] = {}
-    steps, seeds = min(options.rows, 2000), range(1, options.seeds + 1)
+    first, steps = options.seed or 1, min(options.rows, 2000)
+    seeds = range(first, first + options.seeds)
     names = options.only.split(",") if options.only else [*TEAMS, *FAMILIES, "zipf", "bursts"]
     for name in names:
         for places in (2, 4):
