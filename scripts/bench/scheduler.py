@@ -4,7 +4,7 @@
     scripts/bench/scheduler.py --make zipf|bursts --out FILE.csv [--seed 0]
     scripts/bench/scheduler.py --decisions [--json]
     scripts/bench/scheduler.py --families [--seed 2] [--rows 8000] [--json]
-    scripts/bench/scheduler.py --preloads [--seed 1] [--seeds 3] [--rows 2000] [--only NAME,...] [--json]
+    scripts/bench/scheduler.py --preloads [--seed 1] [--seeds 3] [--rows 2000] [--only A,B] [--json]
 
 A trace has the columns time_s, agent, model, duration_s; all models are of one size and `--slots`
 of them are resident at once. `--make` writes a development trace: real arrivals (see
