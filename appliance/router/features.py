@@ -67,7 +67,7 @@ def _among(words: NDArray[np.uint64], few: NDArray[np.uint64]) -> NDArray[np.boo
 
 def _option_starts(raw: NDArray[np.uint8]) -> NDArray[np.intp]:
     """Where lines like `B. text` or `B) text` begin, if there are two or more of them."""
-    lines = np.flatnonzero(raw[:-3] == 10) if len(raw) > 3 else np.zeros(0, np.intp)
+    lines = (raw[:-3] == 10).nonzero()[0] if len(raw) > 3 else np.zeros(0, np.intp)
     if not len(lines):
         return lines
     letter, mark = raw[lines + 1], raw[lines + 2]

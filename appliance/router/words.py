@@ -90,9 +90,9 @@ def _kinds(lowered: bytes) -> NDArray[np.uint8]:
 
 
 def runs_of(kinds: NDArray[np.uint8], which: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Where runs of bytes of a class start, and where they end."""
-    inside = (kinds & which).astype(bool)
-    edges = np.flatnonzero(inside[1:] != inside[:-1])
+    """Where runs of bytes of a class (one bit) start, and where they end."""
+    inside = kinds & which
+    edges = (inside[1:] != inside[:-1]).nonzero()[0]
     return edges[::2], edges[1::2]
 
 
