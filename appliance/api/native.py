@@ -7,7 +7,6 @@ not see does not exist for them: another owner's session is `not_found`, never `
 from __future__ import annotations
 
 import asyncio
-import json
 from functools import cache, partial
 from typing import Any, Protocol
 
@@ -16,17 +15,24 @@ from aiohttp import web
 from appliance.api import bodies
 from appliance.api.endpoint import Call, Endpoint, openapi
 from appliance.api.peer import Role
+from appliance.api.rendering import (
+    approval_body,
+    grant_body,
+    last_text,
+    message_of,
+    session_body,
+    step_body,
+    turn_body,
+)
 from appliance.api.sse import stream_events
 from appliance.errors import BadRequest, NotFound, Refused
-from appliance.store.approvals import PENDING, ApprovalRow, Approvals, GrantRow, Grants
+from appliance.store.approvals import PENDING, ApprovalRow, Approvals, Grants
 from appliance.store.index import Index, SessionRow, TurnRow
-from appliance.tools.approvals import always_means
 from appliance.turns.explain import explain_turn
 from appliance.turns.service import StartTurn, Turns
-from appliance.turns.state import QUESTION, StepState, TurnState
-from appliance.types import Label, Message, Priority, text_message
-from appliance.types import Role as Speaker
-from appliance.wire.native import message_from_json, message_to_json, usage_to_json
+from appliance.turns.state import QUESTION, TurnState
+from appliance.types import Label, Priority
+from appliance.wire.native import message_to_json, usage_to_json
 
 SESSION_TURNS_SHOWN = 50
 IDEMPOTENCY_KEY_MAX = 200
@@ -198,13 +204,13 @@ class NativeApi:
         rows = await self._index.sessions(
             owner_uid=call.peer.owner_filter(), limit=page.limit, before=page.before
         )
-        return bodies.SessionList(sessions=[_session(row) for row in rows])
+        return bodies.SessionList(sessions=[session_body(row) for row in rows])
 
     async def create_session(self, call: Call) -> bodies.Session:
         wanted = call.body(bodies.NewSession)
         label = Label(wanted.label) if wanted.label else None
         row = await self._turns.create_session(wanted.agent, call.peer.uid, wanted.title, label)
-        return _session(row)
+        return session_body(row)
 
     async def show_session(self, call: Call) -> bodies.SessionDetail:
         row = await self._own_session(call)
@@ -212,7 +218,9 @@ class NativeApi:
         states = [await self._turns.turn(turn.turn_id) for turn in reversed(turns)]
         messages = [message_to_json(message) for state in states for message in state.messages()]
         return bodies.SessionDetail(
-            **_session(row).model_dump(), messages=messages, turns=[_turn(turn) for turn in turns]
+            **session_body(row).model_dump(),
+            messages=messages,
+            turns=[turn_body(turn) for turn in turns],
         )
 
     async def _own_session(self, call: Call) -> SessionRow:
@@ -252,7 +260,7 @@ class NativeApi:
         started = await self._turns.start(
             StartTurn(
                 agent=agent,
-                message=_message(wanted, label or Label.PUBLIC),
+                message=message_of(wanted, label or Label.PUBLIC),
                 owner_uid=call.peer.uid,
                 session_id=session_id,
                 key=key,
@@ -276,17 +284,17 @@ class NativeApi:
             limit=page.limit,
             before=page.before,
         )
-        return bodies.TurnList(turns=[_turn(row) for row in rows])
+        return bodies.TurnList(turns=[turn_body(row) for row in rows])
 
     async def show_turn(self, call: Call) -> bodies.TurnDetail:
         row, state = await self._own_turn(call)
         return bodies.TurnDetail(
-            **{**_turn(row).model_dump(), "status": state.status.value},
-            text=state.text or _last_text(state),
+            **{**turn_body(row).model_dump(), "status": state.status.value},
+            text=state.text or last_text(state),
             label=state.label.value,
             usage=usage_to_json(state.usage),
             error=dict(state.error),
-            steps=[_step(step) for step in state.steps],
+            steps=[step_body(step) for step in state.steps],
         )
 
     async def follow_turn(self, call: Call) -> web.StreamResponse:
@@ -324,11 +332,11 @@ class NativeApi:
         page = call.query(bodies.ApprovalPage)
         rows = await self._approvals.page(status=page.status or None, limit=page.limit)
         own = [row for row in rows if await self._may_answer(call, row)]
-        return bodies.ApprovalList(approvals=[_approval(row) for row in own])
+        return bodies.ApprovalList(approvals=[approval_body(row) for row in own])
 
     async def show_approval(self, call: Call) -> bodies.Approval:
         row = await self._own_approval(call)
-        return _approval(row, await self._fields(row))
+        return approval_body(row, await self._fields(row))
 
     async def answer_approval(self, call: Call) -> bodies.Approval:
         row = await self._own_approval(call)
@@ -338,10 +346,10 @@ class NativeApi:
         done = await self._turns.answer(
             row.approval_id, answer.decision, call.peer.uid, answer.note, answer.content
         )
-        return _approval(done)
+        return approval_body(done)
 
     async def list_grants(self, call: Call) -> bodies.GrantList:
-        return bodies.GrantList(grants=[_grant(row) for row in await self._grants.all()])
+        return bodies.GrantList(grants=[grant_body(row) for row in await self._grants.all()])
 
     async def revoke_grant(self, call: Call) -> bodies.Grant:
         grant_id = call.path["grant"]
@@ -350,7 +358,7 @@ class NativeApi:
             raise NotFound(
                 f"there is no standing answer {grant_id!r}", hint="appliance approvals standing"
             )
-        return _grant(row)
+        return grant_body(row)
 
     async def _fields(self, row: ApprovalRow) -> dict[str, Any] | None:
         """What a server that still waits for an answer asks for."""
@@ -382,92 +390,3 @@ def _document(endpoints: list[Endpoint]) -> Any:
         return web.json_response(await asyncio.to_thread(document))
 
     return openapi_document
-
-
-def _message(wanted: bodies.NewTurn, label: Label) -> Message:
-    if (wanted.text is None) == (wanted.message is None):
-        raise BadRequest("body: give either 'text' or 'message'")
-    if wanted.text is not None:
-        return text_message(Speaker.USER, wanted.text, label)
-    assert wanted.message is not None
-    message = message_from_json(wanted.message)
-    if message.role is not Speaker.USER:
-        raise BadRequest("body key 'message.role': a turn starts with a user's message")
-    return message
-
-
-def _session(row: SessionRow) -> bodies.Session:
-    return bodies.Session(
-        id=row.session_id,
-        agent=row.agent,
-        owner_uid=row.owner_uid,
-        title=row.title,
-        status=row.status,
-        created_ms=row.created_ms,
-        updated_ms=row.updated_ms,
-    )
-
-
-def _turn(row: TurnRow) -> bodies.Turn:
-    return bodies.Turn(
-        id=row.turn_id,
-        session=row.session_id,
-        agent=row.agent,
-        status=row.status,
-        owner_uid=row.owner_uid,
-        created_ms=row.created_ms,
-        updated_ms=row.updated_ms,
-        parent_turn=row.parent_turn,
-    )
-
-
-def _last_text(state: TurnState) -> str:
-    last = state.steps[-1].message if state.steps else None
-    return last.text if last is not None else ""
-
-
-def _step(step: StepState) -> bodies.TurnStep:
-    return bodies.TurnStep(
-        index=step.index,
-        target=step.target,
-        stop_reason=step.stop_reason,
-        usage=usage_to_json(step.usage),
-        message=None if step.message is None else message_to_json(step.message),
-        calls=[
-            {"id": call.call.call_id, "tool": call.call.name, "status": call.status.value}
-            for call in step.calls
-        ],
-        why=list(step.route.get("why", [])),
-    )
-
-
-def _approval(row: ApprovalRow, fields: dict[str, Any] | None = None) -> bodies.Approval:
-    return bodies.Approval(
-        id=row.approval_id,
-        turn=row.turn,
-        session=row.session,
-        agent=row.agent,
-        tool=row.tool,
-        status=row.status,
-        summary=row.summary,
-        reason=row.reason,
-        created_ms=row.created_ms,
-        expires_ms=row.expires_ms,
-        decided_by=row.decided_by,
-        always=always_means(row.tool, row.agent) if row.reason != QUESTION else "",
-        fields=fields,
-    )
-
-
-def _grant(row: GrantRow) -> bodies.Grant:
-    said = json.loads(row.pattern)
-    return bodies.Grant(
-        id=row.grant_id,
-        agent=row.agent,
-        tool=row.tool,
-        allow=said["allow"],
-        arguments=said["arguments"],
-        granted_by=row.granted_by,
-        created_ms=row.created_ms,
-        revoked_ms=row.revoked_ms,
-    )

@@ -23,6 +23,7 @@ from appliance.errors import (
     Overloaded,
 )
 from appliance.scheduler.core import Core
+from appliance.scheduler.leases import Lease, LeaseRequest
 from appliance.scheduler.policy import Policy
 from appliance.scheduler.refusals import error_of, failure_of
 from appliance.scheduler.values import (
@@ -52,7 +53,7 @@ from appliance.scheduler.values import (
     Tick,
     WakeAt,
 )
-from appliance.types import Priority, Progress, Usage
+from appliance.types import Progress
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +72,6 @@ class EngineFactory(Protocol):
     def create(self, model: str, placement: object) -> Engine: ...
 
 
-class ProgressSink(Protocol):
-    """Where a waiter's `Progress` goes; must not block."""
-
-    def put_nowait(self, item: Progress, /) -> None: ...
-
-
 class MemoryWatch(Protocol):
     """Knows what an instance holds, and when a dead process's bytes are free again."""
 
@@ -89,52 +84,6 @@ class MemoryWatch(Protocol):
         ...
 
     async def returned(self, pid: int, devices: Sequence[str]) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseRequest:
-    """What a caller needs: one slot on one of `models`, most preferred first.
-
-    `deadline_s` is on the monotonic clock. `preemptible` says that the caller can put up with
-    `Lease.preempted` in mid-generation; only background steps are ever asked.
-    """
-
-    request_id: str
-    agent: str
-    models: tuple[str, ...]
-    priority: Priority = Priority.NORMAL
-    deadline_s: float | None = None
-    weight: float = 1.0
-    session: str = ""
-    prompt_tokens: int = 0
-    max_tokens: int = 0
-    preemptible: bool = False
-    progress: ProgressSink | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Lease:
-    """The right to one slot until the `async with` ends. `engine` is ready.
-
-    When `preempted` is set, stop generating, leave the `async with` and ask again.
-    """
-
-    lease_id: str
-    engine: Engine
-    model: str
-    instance_id: str
-    queue_ms: int
-    load_ms: int
-    preempted: asyncio.Event = field(default_factory=asyncio.Event)
-    _usage: Usage | None = None
-
-    def report(self, usage: Usage) -> None:
-        """What the step consumed; teaches the scheduler how fast this model is."""
-        self._usage = usage
-
-    @property
-    def usage(self) -> Usage | None:
-        return self._usage
 
 
 @dataclass(slots=True, eq=False)

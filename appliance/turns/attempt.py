@@ -12,7 +12,7 @@ from appliance.config.models import ClaudeModel, RemoteModel, is_cloud, reached
 from appliance.config.schema import Config
 from appliance.engines.base import Engine
 from appliance.errors import CutStream, EngineError
-from appliance.scheduler.dispatcher import Lease, LeaseRequest
+from appliance.scheduler.leases import Lease, LeaseRequest
 from appliance.turns import events as ev
 from appliance.turns.hedge import FirstWords, first_to_speak
 from appliance.turns.limits import check_spend

@@ -11,7 +11,8 @@ from appliance.clock import SystemClock
 from appliance.daemon.decisions import Decisions
 from appliance.errors import EngineError, NotFound
 from appliance.scheduler.core import Core
-from appliance.scheduler.dispatcher import LeaseRequest, Scheduler
+from appliance.scheduler.dispatcher import Scheduler
+from appliance.scheduler.leases import LeaseRequest
 from appliance.scheduler.placing import BestFit
 from appliance.scheduler.values import AgentSpec, DeviceView, ModelSpec, Record
 from appliance.store.database import Database

@@ -33,14 +33,12 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
-
-import numpy as np
 
 from appliance.scheduler.core import Core
 from appliance.scheduler.placing import BestFit, WithMargin
@@ -67,6 +65,7 @@ from appliance.scheduler.values import (
     WakeAt,
 )
 from appliance.types import Priority
+from tests.scheduler.packing import Packing
 
 GIB = 1 << 30
 CARDS = {"gpu0": 24 * GIB, "gpu1": 16 * GIB}
@@ -504,27 +503,3 @@ class _Ordeal:
 
     def _in(self, delay_s: float, moment: Callable[[], None]) -> None:
         heappush(self._moments, (self._now_s + max(delay_s, 0.0), next(self._numbers), moment))
-
-
-class Packing:
-    """The most bytes of some models that two cards can hold: every assignment is tried (3^n)."""
-
-    def __init__(self, sizes: Mapping[str, int]) -> None:
-        codes = np.arange(3 ** len(sizes))
-        self._on = [np.zeros(len(codes), dtype=np.int64) for _ in CARDS]
-        self._has: dict[str, np.ndarray[tuple[int], np.dtype[np.bool_]]] = {}
-        for name, size in sizes.items():
-            codes, home = np.divmod(codes, 3)
-            self._has[name] = home > 0
-            for card, on in enumerate(self._on):
-                on += np.where(home == card + 1, size, 0)
-        self._total = self._on[0] + self._on[1]
-
-    def most(self, held: frozenset[str], rooms: Sequence[int]) -> int:
-        """Among the assignments that hold these models; if none fits, what they take is not known
-        to be possible, and the most without them is the bound."""
-        fits = (self._on[0] <= rooms[0]) & (self._on[1] <= rooms[1])
-        bound = fits
-        for name in held & self._has.keys():
-            bound = bound & self._has[name]
-        return int(self._total[bound if bound.any() else fits].max(initial=0))

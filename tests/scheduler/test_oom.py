@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from appliance.scheduler.placing import BestFit, WithMargin
 from appliance.scheduler.values import Fit, ModelSpec
-from tests.scheduler.ordeal import CARDS, GIB, Loading, Packing, endure
+from tests.scheduler.ordeal import CARDS, GIB, Loading, endure
+from tests.scheduler.packing import Packing
 
 
 @pytest.mark.parametrize("seed", range(4))

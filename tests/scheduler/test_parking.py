@@ -12,7 +12,8 @@ from appliance.engines.base import Engine
 from appliance.engines.llamacpp.engine import LlamaCppEngine
 from appliance.engines.llamacpp.params import LlamaCppParams
 from appliance.scheduler.core import Core
-from appliance.scheduler.dispatcher import LeaseRequest, Scheduler
+from appliance.scheduler.dispatcher import Scheduler
+from appliance.scheduler.leases import LeaseRequest
 from appliance.scheduler.placing import BestFit
 from appliance.scheduler.values import DeviceView, ModelSpec, Record
 from appliance.types import (

@@ -12,7 +12,8 @@ import pytest
 from appliance.clock import SystemClock
 from appliance.errors import EngineError, ModelBroken, NoCapacity, NotFound, Overloaded
 from appliance.scheduler.core import Core
-from appliance.scheduler.dispatcher import LeaseRequest, Scheduler
+from appliance.scheduler.dispatcher import Scheduler
+from appliance.scheduler.leases import LeaseRequest
 from appliance.scheduler.placing import BestFit
 from appliance.scheduler.policy import Policy
 from appliance.scheduler.values import AgentSpec, DeviceView, ModelSpec, Record

@@ -13,7 +13,8 @@ import pytest
 from appliance.clock import SystemClock
 from appliance.engines.base import Engine
 from appliance.scheduler.core import Core
-from appliance.scheduler.dispatcher import LeaseRequest, Scheduler
+from appliance.scheduler.dispatcher import Scheduler
+from appliance.scheduler.leases import LeaseRequest
 from appliance.scheduler.placing import BestFit
 from appliance.scheduler.values import AgentSpec, DeviceView, ModelSpec
 from appliance.types import Completion, GenerateRequest
