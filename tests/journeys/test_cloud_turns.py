@@ -82,7 +82,8 @@ async def test_faulted_turns_end_right_and_none_shows_a_truncated_answer(
     assert [each["type"] for each in ended] == ["turn.completed"] * 60
     assert all(each["text"].endswith(END) for each in ended)
     seen = await claude.seen()
-    assert sum(count for step, count in seen.items() if step not in ("ok", "client_gone")) > 5
+    # Few enough that a breaker may have opened at once, and the rest gone elsewhere.
+    assert sum(count for step, count in seen.items() if step not in ("ok", "client_gone")) > 2
     assert await claude.violations() == []
 
 
