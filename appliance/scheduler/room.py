@@ -104,7 +104,7 @@ def _complete_claims(book: Book, now_s: float) -> bool:
             changed = True
         elif not claim.victims and _may_go_on(book, claim):
             book.claim(state, None)
-            changed |= _start_if_it_fits(book, state, now_s)
+            changed |= _start_if_it_fits(book, state, now_s, claimed=claim.fit)
     return changed
 
 
@@ -127,7 +127,11 @@ def _give_up(book: Book, state: ModelState) -> None:
     book.claim(state, None)
 
 
-def _start_if_it_fits(book: Book, state: ModelState, now_s: float) -> bool:
+def _start_if_it_fits(
+    book: Book, state: ModelState, now_s: float, claimed: Fit | None = None
+) -> bool:
+    """Starts the model where it fits best, or where it was `claimed` to if the best place is busy
+    with a load: a claim that moved on would cut one guess after the other."""
     if not state.spec.needs_memory:
         start(book, state, Fit({}, state.spec.slots), now_s)
         return True
@@ -137,6 +141,8 @@ def _start_if_it_fits(book: Book, state: ModelState, now_s: float) -> bool:
     if isinstance(fit, Misfit):
         state.misfit_room = book.room
         return False
+    if claimed is not None and _is_loading_on(book, fit.bytes_by_device):
+        fit = _still_there(book, state, claimed) or fit
     if _is_loading_on(book, fit.bytes_by_device):
         guesses = [i for i in refill.cuttable(book) if _share_a_device(i.fit, fit)]
         book.claim(state, Claim(fit, {guess.instance_id for guess in guesses}, now_s, book.returns))
@@ -293,6 +299,15 @@ def _unclaimed_leaving(book: Book) -> list[Instance]:
 def _is_loading_on(book: Book, devices: Mapping[str, int]) -> bool:
     """One load at a time on a device: engines that measure free memory charge each other's."""
     return any(not devices.keys().isdisjoint(i.fit.bytes_by_device) for i in book.starting.values())
+
+
+def _still_there(book: Book, state: ModelState, claimed: Fit) -> Fit | None:
+    """A place on the devices that were claimed, where no load is in progress."""
+    if _is_loading_on(book, claimed.bytes_by_device):
+        return None
+    free = book.open_free()
+    fit = book.placer.place(state.spec, {d: free.get(d, 0) for d in claimed.bytes_by_device})
+    return None if isinstance(fit, Misfit) else fit
 
 
 def _share_a_device(one: Fit, other: Fit) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from appliance.scheduler.core import Core
 from appliance.scheduler.foreign import ForeignHold
 from appliance.scheduler.placing import BestFit
@@ -27,15 +29,15 @@ from appliance.scheduler.values import (
 
 
 class Machine:
-    """One card of 100 bytes; stops are done at once unless `slow_stops`."""
+    """Cards of 100 bytes; stops are done at once."""
 
-    def __init__(self, *models: ModelSpec) -> None:
+    def __init__(self, *models: ModelSpec, cards: int = 1) -> None:
         self.core = Core(BestFit(), Policy(foreign_calm_s=10.0))
         self.now_s = 0.0
         self.loads: list[str] = []
         self.loading: dict[str, StartInstance] = {}
         self.granted: list[str] = []
-        self.send(InventoryChanged((DeviceView("gpu0", 100),)))
+        self.send(InventoryChanged(tuple(DeviceView(f"gpu{n}", 100) for n in range(cards))))
         self.send(ConfigChanged(models))
 
     def send(self, event: Event, after_s: float = 0.0) -> list[Effect]:
@@ -104,6 +106,20 @@ def test_a_model_that_nobody_asked_for_is_not_loaded() -> None:
     machine.serve("m")
     machine.send(Tick(), 10.0)
     assert machine.loads == ["m"]
+
+
+def test_a_guess_that_gave_way_is_not_cut_again_on_the_other_card() -> None:
+    """Started again where the wanted model now fits best, it was cut and started without end."""
+    guess, wanted = ModelSpec("m", demand=60), ModelSpec("n", demand=10)
+    machine = Machine(guess, wanted, cards=2)
+    machine.serve("m")
+    instance = machine.core.capacity(machine.now_s).models["m"].instance_id
+    assert instance is not None
+    machine.send(InstanceFailed(instance, "killed"))
+    machine.send(InstanceGone(instance), 1.0)
+    assert machine.loads == ["m", "m"]
+    machine.send(ConfigChanged((guess, replace(wanted, preload=True))))
+    assert sorted(machine.loads) == ["m", "m", "m", "n"]
 
 
 def test_a_guess_is_cut_short_when_a_request_needs_its_place() -> None:
