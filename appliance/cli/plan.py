@@ -17,7 +17,7 @@ from appliance.errors import ApplianceError, BadRequest
 
 if TYPE_CHECKING:
     from appliance.config.schema import Config
-    from appliance.gpu.types import Inventory
+    from appliance.gpu.types import Inventory, Placement
 
 
 def plan(
@@ -69,7 +69,7 @@ def _plan(
         reserve_bytes=config.gpu.reserve_bytes, host_reserve_bytes=config.gpu.host_reserve_bytes
     )
     fits = fit_together(specs, inventory, policy)
-    promised = fits.reserved
+    promised = fits.promised
     found: dict[str, Any] = {
         "devices": [
             {
@@ -81,18 +81,8 @@ def _plan(
             }
             for device in inventory.devices
         ],
-        "models": [
-            {
-                "model": placement.model,
-                "bytes_by_device": placement.by_device,
-                "gpu_layers": placement.gpu_layers,
-                "context_window": placement.context_window,
-                "slots": placement.slots,
-                "kv_type": placement.kv_type.value,
-                "notes": list(placement.reasons),
-            }
-            for placement in fits.placements
-        ],
+        "models": [_placed(placement) for placement in fits.resident],
+        "in_turn": [_placed(placement) for placement in fits.in_turn],
         "refused": [
             {
                 "model": refusal.model,
@@ -110,6 +100,18 @@ def _plan(
         rows = read_trace(trace)
         found["trace"] = asdict(outlook(rows, specs, inventory, policy, float(size_named(disk))))
     return found
+
+
+def _placed(placement: Placement) -> dict[str, Any]:
+    return {
+        "model": placement.model,
+        "bytes_by_device": placement.by_device,
+        "gpu_layers": placement.gpu_layers,
+        "context_window": placement.context_window,
+        "slots": placement.slots,
+        "kv_type": placement.kv_type.value,
+        "notes": list(placement.reasons),
+    }
 
 
 def _chosen(config: Config, models: str) -> Config:
@@ -159,16 +161,11 @@ def _print(found: dict[str, Any]) -> None:
         "no devices",
     )  # fmt: skip
     out.print()
-    print_table(
-        ("model", "on", "window", "slots", "KV"),
-        [(row["model"],
-          ", ".join(f"{uuid} {gib(size)}" for uuid, size in row["bytes_by_device"].items()),
-          row["context_window"], row["slots"], row["kv_type"]) for row in found["models"]],
-        "no model is placed",
-    )  # fmt: skip
-    for row in found["models"]:
-        if row["notes"]:
-            _say(f"{row['model']}: {'; '.join(row['notes'])}", "dim")
+    _print_models(found["models"], "no model is placed")
+    if found["in_turn"]:
+        out.print()
+        _say("Take turns with these, each loaded when it is asked for and others are idle:", "bold")
+        _print_models(found["in_turn"], "")
     for row in found["refused"]:
         _say(f"does not fit: {row['reason']}", "red")
         for choice in row["would_fit_with"]:
@@ -177,6 +174,19 @@ def _print(found: dict[str, Any]) -> None:
         _say(f"{name} is left out: {why}", "yellow")
     if "trace" in found:
         _print_trace(found["trace"])
+
+
+def _print_models(rows: list[dict[str, Any]], empty: str) -> None:
+    print_table(
+        ("model", "on", "window", "slots", "KV"),
+        [(row["model"],
+          ", ".join(f"{uuid} {gib(size)}" for uuid, size in row["bytes_by_device"].items()),
+          row["context_window"], row["slots"], row["kv_type"]) for row in rows],
+        empty,
+    )  # fmt: skip
+    for row in rows:
+        if row["notes"]:
+            _say(f"{row['model']}: {'; '.join(row['notes'])}", "dim")
 
 
 def _print_trace(trace: dict[str, Any]) -> None:

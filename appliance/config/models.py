@@ -127,7 +127,8 @@ class LlamaCppModel(_Placed):
         (), description="Smaller types placement may take instead, best first."
     )
     gpu_layers: Literal["auto"] | Annotated[int, Field(ge=0, le=1_000)] = Field(
-        "auto", description="Layers on the GPU; auto: as many as fit."
+        "auto",
+        description="Layers on GPUs: exactly so many; auto: all, or as many as fit the machine.",
     )
     batch_tokens: int = Field(
         512, ge=32, le=8_192, description="Tokens computed in one pass (llama.cpp's ubatch)."

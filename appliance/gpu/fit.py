@@ -128,6 +128,21 @@ def fit_partly(
     return best
 
 
+def fit_exactly(
+    footprint: Footprint,
+    configuration: Configuration,
+    room: Mapping[str, int],
+    cards: Sequence[str],
+    layers: int,
+    *,
+    most_cards: int,
+) -> Fit | None:
+    """So many layers on the roomiest cards, the rest on the host."""
+    orders = _orders_of(sorted(cards, key=lambda u: (-room[u], u))[:most_cards], room)
+    fits = (_fill(footprint, configuration, room, order, layers) for order in orders)
+    return next((fit for fit in fits if fit is not None), None)
+
+
 def fit_on_host(
     footprint: Footprint, configuration: Configuration, room: Mapping[str, int]
 ) -> Fit | None:

@@ -46,7 +46,10 @@ def explain(want: Want, space: Space, policy: PlacementPolicy, search: Searching
 
 def _least_need(want: Want, has_cards: bool) -> tuple[int, str]:
     """Bytes of the smallest allowed configuration on one card (or the host)."""
-    layers, shares = (want.footprint.n_layers, (1.0,)) if has_cards else (0, ())
+    layers = want.footprint.n_layers if has_cards else 0
+    if want.gpu_layers is not None:
+        layers = min(want.gpu_layers, layers)
+    shares = (float(layers),) if has_cards else ()
     sizes = [
         want.footprint.bytes_by_device(
             Layout(want.least_window, want.min_slots, kv_type, layers, shares)
@@ -94,7 +97,11 @@ def _choices(
     if window is not None:
         window = window // 256 * 256
         yield Choice(f"a context window of {window} tokens", context_window=window, slots=1)
-    if not want.allow_partial and search(replace(want, allow_partial=True), space, policy):
+    if want.gpu_layers is not None and search(
+        replace(want, gpu_layers=None, allow_partial=True), space, policy
+    ):
+        yield Choice('gpu_layers = "auto"')
+    elif not want.allow_partial and search(replace(want, allow_partial=True), space, policy):
         yield Choice("some layers on the host (slower)")
     if not want.allow_host and search(replace(want, allow_host=True), space, policy):
         yield Choice("all layers on the host (much slower)")

@@ -347,6 +347,10 @@ class Want:
     """Some layers on the host, when all else is shrunk."""
     allow_host: bool = True
     """All layers on the host: always so without a card; last resort with one."""
+    gpu_layers: int | None = None
+    """Exactly so many layers on cards and the rest on the host, or nowhere; None: all if may be."""
+    least_on_cards: float = 0.0
+    """Share of the layers without which it is rather not placed, where there are cards."""
 
     @property
     def least_window(self) -> int:
@@ -371,6 +375,8 @@ class Placement:
     context_window: int
     slots: int
     kv_type: KvType
+    on_cards: float = 1.0
+    """`gpu_layers` as a share of all."""
     tensor_split: tuple[float, ...] = ()
     exclusive: bool = False
     reasons: tuple[str, ...] = ()
@@ -386,25 +392,6 @@ class Placement:
     @property
     def cards(self) -> tuple[str, ...]:
         return tuple(share.uuid for share in self.devices if share.uuid != HOST)
-
-
-@dataclass(frozen=True, slots=True)
-class Resident:
-    """A loaded instance that could be evicted; `cost` is what its loss costs (any one unit,
-    stall seconds say). Leased and pinned instances are not offered."""
-
-    instance: str
-    shares: tuple[DeviceShare, ...]
-    cost: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Evict:
-    """Fits once these are gone: the cheapest set found, then the placement that follows."""
-
-    victims: tuple[str, ...]
-    placement: Placement
-    cost: float
 
 
 @dataclass(frozen=True, slots=True)

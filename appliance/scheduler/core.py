@@ -14,7 +14,7 @@ from dataclasses import replace
 from heapq import heappop, heappush
 from typing import assert_never
 
-from appliance.scheduler import alarm, grants, outlook, pressure, room
+from appliance.scheduler import alarm, best, grants, outlook, pressure, room
 from appliance.scheduler.book import Book
 from appliance.scheduler.breaker import Breaker
 from appliance.scheduler.forecast import Forecast
@@ -35,7 +35,6 @@ from appliance.scheduler.values import (
     InstanceReady,
     InventoryChanged,
     LeaseReleased,
-    Misfit,
     ModelSpec,
     Placer,
     RefusalCode,
@@ -384,7 +383,13 @@ class Core:
     def _unload_unused(self, now_s: float) -> None:
         for instance in self._book.ready():
             limit_s = instance.spec.idle_unload_s
-            if limit_s is None or instance.leases or instance.spec.pinned:
+            if instance.leases:
+                continue
+            state = self._book.models[instance.model]
+            if best.is_much_worse(self._book, state, instance.fit):
+                self._book.leave(instance, "it can be on a card again", now_s)
+                continue
+            if limit_s is None or instance.spec.pinned:
                 continue
             if now_s - instance.idle_since_s >= limit_s:
                 self._book.models[instance.model].in_use = False
@@ -405,13 +410,9 @@ class Core:
             reason = f"{model} crashed {crashes} times in a minute: {state.breaker.reason}"
             return RefusalCode.ENGINE_FAILED, reason
         if state.spec.needs_memory and state.claim is None:
-            if state.checked_epoch != book.epoch:
-                fit = room.can_ever_fit(book, state)
-                state.checked_epoch = book.epoch
-                state.misfit = fit.tell() if isinstance(fit, Misfit) else ""
-                state.size_bytes = 0 if isinstance(fit, Misfit) else fit.total_bytes
-            if state.misfit:
-                return RefusalCode.NO_CAPACITY, f"{model} does not fit: {state.misfit}"
+            best.examine(book, state)
+            if state.misfit is not None:
+                return RefusalCode.NO_CAPACITY, f"{model} does not fit: {state.misfit.tell()}"
         return None
 
     def _retry_s(self, model: str, now_s: float) -> float | None:

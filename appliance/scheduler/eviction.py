@@ -10,10 +10,14 @@ dearest first, each one without whom it still fits. The result is minimal: every
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from appliance.scheduler.values import Fit, ModelSpec, Placer
+from appliance.scheduler.values import Fit, Misfit
+
+Placing: TypeAlias = Callable[[Mapping[str, int]], Fit | Misfit]
+"""Where the model in question goes among free bytes per device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,33 +30,33 @@ class Candidate:
 
 
 def choose_victims(
-    spec: ModelSpec, free: Mapping[str, int], candidates: Sequence[Candidate], placer: Placer
+    free: Mapping[str, int], candidates: Sequence[Candidate], place: Placing
 ) -> tuple[Fit, list[Candidate]] | None:
     """The fit and the victims it needs; None when not even all of them make room."""
     ranked = sorted(candidates, key=lambda c: (c.density, c.instance_id))
-    shortest = _shortest_prefix(spec, free, ranked, placer)
+    shortest = _shortest_prefix(free, ranked, place)
     if shortest is None:
         return None
     fit, count = shortest
     chosen = ranked[:count]
     for candidate in reversed(ranked[: count - 1]):
         fewer = [c for c in chosen if c is not candidate]
-        trial = placer.place(spec, _with_freed(free, fewer))
+        trial = place(_with_freed(free, fewer))
         if isinstance(trial, Fit):
             fit, chosen = trial, fewer
     return fit, chosen
 
 
 def _shortest_prefix(
-    spec: ModelSpec, free: Mapping[str, int], ranked: Sequence[Candidate], placer: Placer
+    free: Mapping[str, int], ranked: Sequence[Candidate], place: Placing
 ) -> tuple[Fit, int] | None:
     low, high = 1, len(ranked)
-    best = placer.place(spec, _with_freed(free, ranked)) if ranked else None
+    best = place(_with_freed(free, ranked)) if ranked else None
     if not isinstance(best, Fit):
         return None
     while low < high:
         middle = (low + high) // 2
-        trial = placer.place(spec, _with_freed(free, ranked[:middle]))
+        trial = place(_with_freed(free, ranked[:middle]))
         if isinstance(trial, Fit):
             best, high = trial, middle
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from appliance.scheduler.breaker import Breaker
-from appliance.scheduler.values import Fit, ModelSpec, ResidentState, StepRequested
+from appliance.scheduler.values import Fit, Misfit, ModelSpec, ResidentState, StepRequested
 
 _LEARNING = 0.3
 """Weight of the newest measurement of load seconds, service seconds and tokens per second."""
@@ -111,8 +111,10 @@ class ModelState:
     size_bytes: int = 0
     """Of its latest placement."""
     checked_epoch: int = -1
-    misfit: str = ""
-    """Why it could not even be loaded alone, when last checked; empty if it could."""
+    misfit: Misfit | None = None
+    """Why it could not even be loaded alone, when last examined; None if it could."""
+    best_on_cards: float = 1.0
+    """Share of its layers on cards that it would have then."""
     misfit_room: int = -1
     """`Book.room` when it did not fit into free bytes."""
     current: Instance | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from appliance.gpu import refusal
@@ -35,17 +36,19 @@ class MemoryPlacer:
         self._exclusive: frozenset[str] = frozenset()
         self._answers: dict[tuple[object, ...], Fit | Misfit] = {}
 
-    def place(self, spec: ModelSpec, free: Mapping[str, int]) -> Fit | Misfit:
+    def place(self, spec: ModelSpec, free: Mapping[str, int], least: float = 0.0) -> Fit | Misfit:
         want = spec.demand
         assert isinstance(want, Want), "models with memory carry a Want"
         taken, closed = self._held(free)
-        key = (want, *free.items(), taken, closed)
+        key = (want, least, *free.items(), taken, closed)
         answer = self._answers.get(key)
         if answer is None:
             if len(self._answers) >= ANSWERS_KEPT:
                 self._answers.clear()
             cards = tuple(uuid for uuid in free if uuid != HOST)
-            answer = _placed(want, Space(dict(free), cards, taken, closed))
+            answer = _placed(
+                replace(want, least_on_cards=least), Space(dict(free), cards, taken, closed)
+            )
             self._answers[key] = answer
         return answer
 
@@ -71,7 +74,7 @@ def _placed(want: Want, space: Space) -> Fit | Misfit:
     placement = search_any(want, space, _POLICY)
     if placement is None:
         return Misfit(partial(_why_not, want, space))
-    return Fit(placement.by_device, placement.slots, placement)
+    return Fit(placement.by_device, placement.slots, placement, placement.on_cards)
 
 
 def _why_not(want: Want, space: Space) -> str:

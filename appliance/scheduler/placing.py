@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 from appliance.scheduler.values import Fit, Misfit, ModelSpec, Placer
@@ -11,7 +12,7 @@ from appliance.scheduler.values import Fit, Misfit, ModelSpec, Placer
 class BestFit:
     """Puts a model of `demand` bytes on the device whose free bytes it leaves the least of."""
 
-    def place(self, spec: ModelSpec, free: Mapping[str, int]) -> Fit | Misfit:
+    def place(self, spec: ModelSpec, free: Mapping[str, int], least: float = 0.0) -> Fit | Misfit:
         assert isinstance(spec.demand, int), "BestFit reads the demand as bytes"
         roomy = [(amount, device) for device, amount in free.items() if amount >= spec.demand]
         if roomy:
@@ -40,13 +41,13 @@ class WithMargin:
         self._placer = placer
         self._thousandths = 1000 + round(margin * 1000)
 
-    def place(self, spec: ModelSpec, free: Mapping[str, int]) -> Fit | Misfit:
+    def place(self, spec: ModelSpec, free: Mapping[str, int], least: float = 0.0) -> Fit | Misfit:
         usable = {device: size * 1000 // self._thousandths for device, size in free.items()}
-        fit = self._placer.place(spec, usable)
+        fit = self._placer.place(spec, usable, least)
         if isinstance(fit, Misfit):
             return fit
         promised = {
             device: -(-size * self._thousandths // 1000)
             for device, size in fit.bytes_by_device.items()
         }
-        return Fit(promised, fit.slots, fit.placement)
+        return replace(fit, bytes_by_device=promised)

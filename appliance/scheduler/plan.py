@@ -14,7 +14,17 @@ from dataclasses import dataclass, replace
 from appliance.config.units import parse_bytes
 from appliance.errors import BadRequest
 from appliance.gpu.joint import Plan, place_all
-from appliance.gpu.types import Device, Inventory, Layout, PlacementPolicy, Want
+from appliance.gpu.placement import place
+from appliance.gpu.types import (
+    Device,
+    Inventory,
+    Layout,
+    NoFit,
+    Placement,
+    PlacementPolicy,
+    Want,
+)
+from appliance.scheduler.best import enough
 from appliance.scheduler.memory_placer import MemoryPlacer
 from appliance.scheduler.replay import TraceRow
 from appliance.scheduler.simulator import expect
@@ -25,6 +35,9 @@ LOAD_BYTES_PER_S = float(2 << 30)
 """A good NVMe disk through the page cache to the card; colder or slower disks: say so."""
 
 MAX_CARDS = 64
+
+_BEFORE_ALL = -1_000_000
+"""Priority of what is never evicted."""
 
 _CARDS = re.compile(r"^(?:(\d+)\s*[x*]\s*)?([\d.]+\s*[A-Za-z]+)$")
 
@@ -79,9 +92,53 @@ def emptied(inventory: Inventory) -> Inventory:
     return replace(inventory, devices=devices)
 
 
-def fit_together(specs: Sequence[ModelSpec], inventory: Inventory, policy: PlacementPolicy) -> Plan:
-    """Where all models go that take memory, or why not."""
-    return place_all(wants_of(specs, inventory), emptied(inventory), policy=policy)
+@dataclass(frozen=True, slots=True)
+class Together:
+    """What can be loaded at the same time; the others take turns with it, or do not fit at all."""
+
+    resident: tuple[Placement, ...]
+    in_turn: tuple[Placement, ...]
+    """Where those go that have to wait for a place: alone, beside the pinned."""
+    refused: tuple[NoFit, ...]
+
+    @property
+    def promised(self) -> dict[str, int]:
+        """Bytes per device by those that are resident."""
+        return Plan(self.resident, ()).reserved
+
+
+def fit_together(
+    specs: Sequence[ModelSpec], inventory: Inventory, policy: PlacementPolicy
+) -> Together:
+    """Where all models go that take memory, or why not: each about as well as if it were alone,
+    as the scheduler loads them (`best`)."""
+    empty = emptied(inventory)
+    pinned = {spec.name for spec in specs if spec.pinned}
+    wants = [
+        replace(want, priority=_BEFORE_ALL) if want.model in pinned else want
+        for want in wants_of(specs, inventory)
+    ]
+    kept = place_all([want for want in wants if want.model in pinned], empty, policy=policy)
+    closed = frozenset(card for found in kept.placements if found.exclusive for card in found.cards)
+    alone: dict[str, Placement | NoFit] = {
+        want.model: place(want, empty, kept.reserved, policy=policy, closed=closed)
+        for want in wants
+        if want.model not in pinned
+    }
+    alone |= {found.model: found for found in kept.placements}
+    alone |= {refusal.model: refusal for refusal in kept.refused}
+    fitting = [
+        replace(want, least_on_cards=enough(found.on_cards, sum(found.by_device.values())))
+        for want in wants
+        if isinstance(found := alone[want.model], Placement)
+    ]
+    together = place_all(fitting, empty, policy=policy)
+    late = [alone[refusal.model] for refusal in together.refused]
+    return Together(
+        together.placements,
+        tuple(found for found in late if isinstance(found, Placement)),
+        tuple(found for found in alone.values() if isinstance(found, NoFit)),
+    )
 
 
 def wants_of(specs: Sequence[ModelSpec], inventory: Inventory) -> list[Want]:

@@ -19,8 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import exp
 
+from appliance.scheduler import best
 from appliance.scheduler.book import Book
 from appliance.scheduler.eviction import Candidate, choose_victims
 from appliance.scheduler.handover import Expected
@@ -82,7 +84,7 @@ def choose(book: Book, now_s: float) -> Preload | None:
     likely.sort(key=lambda one: (one[1] != book.room_made_for, -one[0], one[1]))
     for saved_s, model, expected in likely[:_TRIED]:
         state = absent[model]
-        fit = book.placer.place(state.spec, book.open_free())
+        fit = best.place(book, state, book.open_free())
         if isinstance(fit, Fit):
             return Preload(state, expected, fit, (), saved_s, 0.0)
         if saved_s > _LOAD_SHARE * state.load_s:
@@ -159,7 +161,7 @@ def _in_place_of_others(
         for model, i in idle.items()
         if (held := book.ledger.held_by(i.instance_id))
     ]
-    found = choose_victims(state.spec, book.open_free(), candidates, book.placer)
+    found = choose_victims(book.open_free(), candidates, partial(best.place, book, state))
     if found is None:
         return None
     victims = tuple(book.instances[victim.instance_id] for victim in found[1])

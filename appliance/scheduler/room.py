@@ -12,8 +12,9 @@ in arrival order slow; never swapping starves. `patience` answers it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
-from appliance.scheduler import patience, preload, refill
+from appliance.scheduler import best, patience, preload, refill
 from appliance.scheduler.book import Book
 from appliance.scheduler.eviction import Candidate, choose_victims
 from appliance.scheduler.grants import is_preemptible, preempt
@@ -42,16 +43,6 @@ def make_room(book: Book, now_s: float) -> bool:
     if changed or not refill.is_quiet(book, now_s):
         return changed
     return _preload(book, now_s) or _refill(book, now_s)
-
-
-def can_ever_fit(book: Book, state: ModelState) -> Fit | Misfit:
-    """Where the model would go if everything but pinned instances were gone."""
-    free = {account: book.ledger.capacity(account) for account in book.ledger.accounts()}
-    for instance in book.instances.values():
-        if instance.spec.pinned and instance.model != state.spec.name:
-            for device, held in book.ledger.held_by(instance.instance_id).items():
-                free[device] = free.get(device, 0) - held
-    return book.placer.place(state.spec, {d: max(amount, 0) for d, amount in free.items()})
 
 
 def start(book: Book, state: ModelState, fit: Fit, now_s: float, *, is_guess: bool = False) -> None:
@@ -137,7 +128,7 @@ def _start_if_it_fits(
         return True
     if state.misfit_room == book.room:
         return False
-    fit = book.placer.place(state.spec, book.open_free())
+    fit = best.place(book, state, book.open_free())
     if isinstance(fit, Misfit):
         state.misfit_room = book.room
         return False
@@ -179,7 +170,7 @@ def _refill(book: Book, now_s: float) -> bool:
     """Loads the first model into free bytes that `refill` finds worth it."""
     missed = refill.candidates(book, now_s)
     for state in missed:
-        fit = book.placer.place(state.spec, book.open_free())
+        fit = best.place(book, state, book.open_free())
         if isinstance(fit, Misfit) or not fit.total_bytes:
             continue
         awaited = any(_share_a_device(fit, claim.fit) for claim in book.claims())
@@ -231,7 +222,7 @@ def _choose(
         )
         for i in among
     ]
-    found = choose_victims(state.spec, book.open_free(), candidates, book.placer)
+    found = choose_victims(book.open_free(), candidates, partial(best.place, book, state))
     if found is None:
         return None
     return found[0], [book.instances[victim.instance_id] for victim in found[1]]
@@ -243,7 +234,7 @@ def _would_fit(book: Book, state: ModelState, among: list[Instance]) -> bool:
     for instance in among:
         for device, held in book.ledger.held_by(instance.instance_id).items():
             free[device] = free.get(device, 0) + held
-    return isinstance(book.placer.place(state.spec, free), Fit)
+    return isinstance(best.place(book, state, free), Fit)
 
 
 def _evict(book: Book, victim: Instance, state: ModelState, oldest: Waiting, now_s: float) -> None:
@@ -306,7 +297,7 @@ def _still_there(book: Book, state: ModelState, claimed: Fit) -> Fit | None:
     if _is_loading_on(book, claimed.bytes_by_device):
         return None
     free = book.open_free()
-    fit = book.placer.place(state.spec, {d: free.get(d, 0) for d in claimed.bytes_by_device})
+    fit = best.place(book, state, {d: free.get(d, 0) for d in claimed.bytes_by_device})
     return None if isinstance(fit, Misfit) else fit
 
 

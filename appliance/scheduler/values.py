@@ -71,6 +71,8 @@ class Fit:
     bytes_by_device: Mapping[str, int]
     slots: int
     placement: object = None
+    on_cards: float = 1.0
+    """Share of its layers that are not on the host."""
 
     @property
     def total_bytes(self) -> int:
@@ -96,9 +98,12 @@ class Holdings:
 
 class Placer(Protocol):
     """Chooses devices for one model among free bytes per device; pure and deterministic. Asked
-    several times in a decision, mostly about the same bytes."""
+    several times in a decision, mostly about the same bytes. No place with less than a share
+    `least` of its layers on cards is one."""
 
-    def place(self, spec: ModelSpec, free: Mapping[str, int]) -> Fit | Misfit: ...
+    def place(
+        self, spec: ModelSpec, free: Mapping[str, int], least: float = 0.0
+    ) -> Fit | Misfit: ...
 
 
 # ── events ──────────────────────────────────────────────────────────────────────────────────────

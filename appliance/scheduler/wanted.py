@@ -194,6 +194,7 @@ def _want(
             exclusive=model.exclusive,
             priority=-model.priority,
             allow_partial=model.gpu_layers == "auto",
+            gpu_layers=None if model.gpu_layers == "auto" else model.gpu_layers,
         )
     if isinstance(model, VllmModel):
         return Want(

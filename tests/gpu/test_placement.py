@@ -18,8 +18,6 @@ from appliance.gpu.types import (
     HOST,
     MIB,
     Device,
-    DeviceShare,
-    Evict,
     FixedFootprint,
     Health,
     Inventory,
@@ -29,7 +27,6 @@ from appliance.gpu.types import (
     Placement,
     PlacementPolicy,
     ProcessUse,
-    Resident,
     Want,
 )
 
@@ -84,7 +81,7 @@ footprints = st.builds(
     overhead=st.integers(0, 20),
 )
 wants = st.builds(
-    lambda footprint, slots, kv, window, low, split, partial, host: Want(
+    lambda footprint, slots, kv, window, low, split, partial, host, exactly, least: Want(
         "m",
         footprint,
         context_window=window,
@@ -94,6 +91,8 @@ wants = st.builds(
         allow_split=split,
         allow_partial=partial,
         allow_host=host,
+        gpu_layers=exactly,
+        least_on_cards=least,
     ),
     footprints,
     st.integers(1, 3),
@@ -103,6 +102,8 @@ wants = st.builds(
     st.booleans(),
     st.booleans(),
     st.booleans(),
+    st.none() | st.integers(1, 5),
+    st.sampled_from([0.0, 0.4, 1.0]),
 )
 cards = st.lists(st.integers(0, 150), min_size=0, max_size=3)
 
@@ -115,7 +116,11 @@ def feasible(of: Want, inventory: Inventory) -> bool:
     most = len(gpus) if of.allow_split else min(1, len(gpus))
     for kv_type in of.kv_types:
         for on_cards in range(layers + 1):
-            if 0 < on_cards < layers and not of.allow_partial:
+            if gpus and of.gpu_layers is not None and on_cards != min(of.gpu_layers, layers):
+                continue
+            if gpus and of.gpu_layers is None and on_cards < of.least_on_cards * layers:
+                continue
+            if 0 < on_cards < layers and not (of.allow_partial or of.gpu_layers):
                 continue
             if on_cards == 0 and gpus and not of.allow_host:
                 continue
@@ -291,34 +296,28 @@ def test_foreign_memory_and_the_reserve_are_not_promised() -> None:
     )
 
 
-def test_the_cheapest_set_of_residents_is_evicted() -> None:
-    def resident(name: str, size: int, cost: float) -> Resident:
-        return Resident(name, (DeviceShare("GPU-0", size * GIB),), cost)
-
-    held = [resident("dear", 6, 50.0), resident("cheap", 1, 1.0), resident("fair", 3, 2.0)]
-    decision = place(
-        want(FixedFootprint(3 * GIB)),
-        machine(10 * GIB),
-        {"GPU-0": 10 * GIB},
-        residents=held,
-        policy=TIGHT,
-    )
-    assert isinstance(decision, Evict)
-    assert decision.victims == ("fair",)
-    assert decision.placement.by_device == {"GPU-0": 3 * GIB}
+def test_so_many_layers_as_configured_go_on_cards_no_more_and_no_fewer() -> None:
+    model = Layered(n_layers=4, layer=100, per_token=0, overhead=0)
+    for layers, on_card in ((1, 100), (3, 300), (9, 400)):
+        placed = place(want(model, gpu_layers=layers), machine(1000, host=1000), {}, policy=TIGHT)
+        assert isinstance(placed, Placement)
+        assert placed.by_device.get("GPU-0") == on_card
+        assert placed.gpu_layers == min(layers, 4)
+    refused = place(want(model, gpu_layers=3), machine(250, host=1000), {}, policy=TIGHT)
+    assert isinstance(refused, NoFit)
+    assert refused.needed_bytes == 300
+    assert any("auto" in choice.text for choice in refused.choices)
 
 
-def test_many_residents_are_evicted_without_more_than_needed() -> None:
-    held = [Resident(f"r{n:02}", (DeviceShare("GPU-0", GIB),), 1.0 + n) for n in range(12)]
-    decision = place(
-        want(FixedFootprint(3 * GIB)),
-        machine(12 * GIB),
-        {"GPU-0": 12 * GIB},
-        residents=held,
-        policy=TIGHT,
-    )
-    assert isinstance(decision, Evict)
-    assert decision.victims == ("r00", "r01", "r02")
+def test_a_place_with_too_few_layers_on_cards_is_none() -> None:
+    model = Layered(n_layers=4, layer=100, per_token=0, overhead=0)
+    half = want(model, allow_partial=True, allow_host=True, least_on_cards=0.5)
+    placed = place(half, machine(200, host=1000), {}, policy=TIGHT)
+    assert isinstance(placed, Placement)
+    assert placed.gpu_layers == 2
+    assert isinstance(place(half, machine(199, host=1000), {}, policy=TIGHT), NoFit)
+    without_card = place(half, machine(host=1000), {}, policy=TIGHT)
+    assert isinstance(without_card, Placement), "where there is no card there is no less"
 
 
 def test_a_refusal_has_numbers_and_near_choices() -> None:

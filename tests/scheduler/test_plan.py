@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,14 +40,22 @@ def test_cards_are_read_from_words_and_nonsense_is_refused() -> None:
 def test_models_that_fit_together_are_placed_and_the_other_is_told_why() -> None:
     specs = [model("a", 20), model("b", 20), model("c", 40)]
     found = fit_together(specs, machine("2x24GiB"), POLICY)
-    assert {placement.model for placement in found.placements} == {"a", "b"}
+    assert {placement.model for placement in found.resident} == {"a", "b"}
     assert [refusal.model for refusal in found.refused] == ["c"]
     assert "40.00 GiB" in found.refused[0].reason
 
 
+def test_what_fits_alone_takes_turns_with_those_that_fit_together() -> None:
+    specs = [model("a", 20), replace(model("b", 20), pinned=True), model("c", 18)]
+    found = fit_together(specs, machine("2x24GiB"), POLICY)
+    assert {placement.model for placement in found.resident} >= {"b"}
+    assert len(found.in_turn) == 1, "the pinned one holds a card"
+    assert not found.refused
+
+
 def test_a_card_pinned_by_its_index_is_found() -> None:
     found = fit_together([model("a", 4, pin=("1",))], machine("2x24GiB"), POLICY)
-    assert found.placements[0].cards == ("gpu1",)
+    assert found.resident[0].cards == ("gpu1",)
 
 
 def test_a_trace_of_two_models_that_do_not_fit_together_swaps_and_waits_for_loads() -> None:

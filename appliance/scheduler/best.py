@@ -1,0 +1,60 @@
+"""As well as it can be had, or later: a model is not put on the host because its card is busy.
+
+A model whose layers all go on cards, were everybody gone who may go, is loaded on cards alone: a
+layer in host memory costs at every token, a reload once (docs/adr/0031). One that is too large for
+that may have a few layers more on the host than at best, which costs less than a reload; and a very
+small one is quick there, and nobody has to go for it. What was loaded onto the host while another
+program had the cards goes, once idle, when they can be had again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from appliance.scheduler.book import Book
+from appliance.scheduler.instances import ModelState
+from appliance.scheduler.values import Fit, Misfit
+
+_ENOUGH = 0.75
+"""Of the share on cards that it would have at best, where that is not all of it."""
+_QUICK_ON_HOST_BYTES = 1 << 30
+"""Weights and cache that host memory reads 20 times a second or more, once for each token."""
+
+
+def examine(book: Book, state: ModelState) -> None:
+    """Notes what the model would get if all others were gone but the pinned; once an epoch."""
+    if state.checked_epoch == book.epoch:
+        return
+    free = {account: book.ledger.capacity(account) for account in book.ledger.accounts()}
+    for instance in book.instances.values():
+        if instance.spec.pinned and instance.model != state.spec.name:
+            for device, held in book.ledger.held_by(instance.instance_id).items():
+                free[device] = free.get(device, 0) - held
+    fit = book.placer.place(state.spec, {d: max(amount, 0) for d, amount in free.items()})
+    state.checked_epoch = book.epoch
+    if isinstance(fit, Misfit):
+        state.misfit, state.size_bytes, state.best_on_cards = fit, 0, 0.0
+    else:
+        state.misfit, state.size_bytes, state.best_on_cards = None, fit.total_bytes, fit.on_cards
+
+
+def place(book: Book, state: ModelState, free: Mapping[str, int]) -> Fit | Misfit:
+    """Where the model goes among free bytes, not much worse than at best."""
+    examine(book, state)
+    return book.placer.place(state.spec, free, enough(state.best_on_cards, state.size_bytes))
+
+
+def enough(best_on_cards: float, size_bytes: int) -> float:
+    """Share of its layers on cards with which a model of this size is loaded, which could have so
+    much."""
+    if size_bytes <= _QUICK_ON_HOST_BYTES:
+        return 0.0
+    return best_on_cards if best_on_cards == 1.0 else _ENOUGH * best_on_cards
+
+
+def is_much_worse(book: Book, state: ModelState, fit: Fit) -> bool:
+    """Whether this place is one for want of a better that can be had by now."""
+    if fit.on_cards == 1.0:
+        return False
+    examine(book, state)
+    return fit.on_cards < _ENOUGH * enough(state.best_on_cards, state.size_bytes)
