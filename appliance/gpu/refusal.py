@@ -34,7 +34,8 @@ def explain(want: Want, space: Space, policy: PlacementPolicy, search: Searching
     if not cards and space.cards:
         reason = _why_no_card(want, space)
     else:
-        room = sum(available[uuid] for uuid in cards) if cards else available[HOST]
+        is_split = want.allow_split and want.footprint.n_layers > 1
+        room = (sum if is_split else max)(available[uuid] for uuid in cards or (HOST,))
         reason = (
             f"{want.model} needs at least {_gib(needed)} on {where} "
             f"({want.least_window} tokens x {want.min_slots} slots, KV {want.kv_types[-1]}); "

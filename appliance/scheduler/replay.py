@@ -16,9 +16,10 @@ first.
 from __future__ import annotations
 
 import csv
+import math
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,20 +69,40 @@ class Replayed:
 
 
 def read_trace(path: Path) -> list[TraceRow]:
-    """Rows of a CSV with the columns time_s, agent, model, duration_s, sorted by time."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = {"time_s", "agent", "model", "duration_s"} - set(reader.fieldnames or ())
-        if missing:
-            raise BadRequest(f"{path} lacks the column {', '.join(sorted(missing))}")
-        try:
-            rows = [
-                TraceRow(float(r["time_s"]), r["agent"], r["model"], float(r["duration_s"]))
-                for r in reader
-            ]
-        except ValueError as error:
-            raise BadRequest(f"{path} line {reader.line_num}: {error}") from None
+    """Rows of a CSV with the columns time_s, agent, model, duration_s, sorted by time. Raises
+    `BadRequest` naming the line that is none."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = {"time_s", "agent", "model", "duration_s"} - set(reader.fieldnames or ())
+            if missing:
+                raise BadRequest(f"{path} lacks the column {', '.join(sorted(missing))}")
+            rows = [_row(fields, f"{path} line {reader.line_num}") for fields in reader]
+    except OSError as error:
+        raise BadRequest(f"{path}: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadRequest(f"{path} is not a CSV in UTF-8: {error}") from None
+    if not rows:
+        raise BadRequest(f"{path} has no requests")
     return sorted(rows, key=lambda row: row.time_s)
+
+
+def _row(fields: Mapping[str, str | None], where: str) -> TraceRow:
+    if not fields["model"]:
+        raise BadRequest(f"{where} names no model")
+    time_s, duration_s = (_seconds(fields, column, where) for column in ("time_s", "duration_s"))
+    return TraceRow(time_s, fields["agent"] or "", fields["model"], duration_s)
+
+
+def _seconds(fields: Mapping[str, str | None], column: str, where: str) -> float:
+    text = fields[column]
+    try:
+        seconds = float(text or "")
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds) or (column == "duration_s" and seconds < 0):
+        raise BadRequest(f"{where}: {column} is {text!r}, not seconds")
+    return seconds
 
 
 def replay(
