@@ -135,6 +135,7 @@ class ModelInfo(ApiModel):
     waiting: int = 0
     predicted_wait_s: float = 0.0
     load_s: float = 0.0
+    load_progress: float = Field(default=0.0, description="While it is starting: 0 to 1.")
     tokens_per_s: float | None = None
     vram_bytes: int = 0
     bytes_by_device: dict[str, int] = {}
@@ -203,10 +204,6 @@ class ConfigState(ApiModel):
     revision: str
     error: str
     config: dict[str, Any]
-
-
-class ConfigCheck(ApiModel):
-    text: str = Field(description="The text of a config.toml.")
 
 
 class ConfigChanges(ApiModel):

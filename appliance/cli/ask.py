@@ -122,6 +122,8 @@ class Watcher:
         words = {"queued": "waiting for a slot", "loading": "loading the model",
                  "prefill": "reading the prompt"}  # fmt: skip
         text = words.get(item["stage"], item["stage"])
+        if sys.stderr.isatty() and item["stage"] != "queued" and item["total"]:
+            text += f" {item['done'] / item['total']:.0%}"
         if sys.stderr.isatty():
             self._progress = text
             err.print(f"\r[dim]{text} …[/dim]\033[K", end="")

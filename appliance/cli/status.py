@@ -148,7 +148,7 @@ def _models(found: dict[str, Any], letters: dict[str, str]) -> Table:
         table.add_row(
             Text(letters.get(model["name"], ""), "green"),
             escape(model["name"]),
-            model["state"],
+            _state(model),
             f"{busy}/{model['slots']}" if model["slots"] else "",
             str(model["waiting"]),
             f"{model['predicted_wait_s']:.1f} s",
@@ -156,6 +156,11 @@ def _models(found: dict[str, Any], letters: dict[str, str]) -> Table:
             f"{_gib(model['vram_bytes'])} GiB" if model["vram_bytes"] else "",
         )
     return table
+
+
+def _state(model: dict[str, Any]) -> str:
+    is_loading = model["state"] == "starting" and model["load_progress"]
+    return f"starting {model['load_progress']:.0%}" if is_loading else str(model["state"])
 
 
 def _gib(size: int) -> str:

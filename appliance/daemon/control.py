@@ -134,6 +134,7 @@ class Control:
             "waiting": now.waiting,
             "predicted_wait_s": round(now.predicted_wait_s, 3),
             "load_s": round(now.load_s, 3),
+            "load_progress": round(self._scheduler.load_progress(name), 3),
             "tokens_per_s": now.tokens_per_s,
             "vram_bytes": now.vram_bytes,
             "bytes_by_device": dict(now.bytes_by_device),

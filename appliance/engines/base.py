@@ -11,14 +11,6 @@ from typing import Protocol, Self
 from appliance.types import Completion, Delta, GenerateRequest, Message, ToolSpec
 
 
-class EngineKind(StrEnum):
-    LLAMACPP = "llamacpp"
-    VLLM = "vllm"
-    REMOTE = "remote"
-    CLAUDE = "claude"
-    SCRIPTED = "scripted"
-
-
 class InstanceState(StrEnum):
     STARTING = "starting"
     READY = "ready"
@@ -60,6 +52,11 @@ class Engine(Protocol):
     @property
     def pid(self) -> int | None:
         """The process whose exit returns the memory; None for a provider."""
+        ...
+
+    @property
+    def load_progress(self) -> float:
+        """How much of the model is loaded, 0 to 1; 0 as long as that is not known."""
         ...
 
     async def __aenter__(self) -> Self: ...

@@ -137,6 +137,10 @@ class ScriptedEngine:
     def pid(self) -> int | None:
         return None
 
+    @property
+    def load_progress(self) -> float:
+        return float(self._state is InstanceState.READY)
+
     async def __aenter__(self) -> Self:
         self._state = InstanceState.STARTING
         self._entries = await asyncio.to_thread(read_script, self._path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -210,11 +210,6 @@ class Learner:
         """What to expect of both sides now that a local answer showed this."""
         shape = shape_in(self.scorer.inputs(step))
         return self.after.expect(shown.answer, shape, shown.model, shown.agent, before)
-
-    def replay(self, outcomes: Iterable[Outcome]) -> None:
-        """Take in many, oldest first: rebuilds the learner from the table of outcomes."""
-        for outcome in outcomes:
-            self.learn(outcome)
 
     def to_bytes(self) -> bytes:
         """A snapshot; `from_bytes` restores it (covariances are kept in single precision)."""

@@ -254,12 +254,6 @@ class Route:
     def chosen(self) -> Candidate:
         return next(each for each in self.candidates if each.target == self.target)
 
-    @property
-    def next_open(self) -> tuple[str, ...]:
-        """The other open targets, best first: where to fall back to."""
-        rest = [each for each in self.candidates if each.is_open and each.target != self.target]
-        return tuple(each.target for each in sorted(rest, key=lambda each: -each.worth))
-
 
 @dataclass(frozen=True, slots=True)
 class NoRoute:

@@ -94,6 +94,7 @@ class _Running:
     cleans up after itself; an instance that has entered is asked by `stop`.
     """
 
+    model: str
     engine: Engine | None = None
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     entering: bool = False
@@ -182,6 +183,11 @@ class Scheduler:
         """What there is now; frozen. Informs, never gates."""
         return self._core.capacity(self._clock.monotonic())
 
+    def load_progress(self, model: str) -> float:
+        """How much of a model that is starting is loaded, 0 to 1; 0 for one that is not."""
+        starting = (r.engine for r in self._running.values() if r.entering and r.model == model)
+        return max((engine.load_progress for engine in starting if engine is not None), default=0.0)
+
     async def reconfigure(
         self,
         models: Sequence[ModelSpec],
@@ -245,8 +251,10 @@ class Scheduler:
 
     def _progress(self, need: LeaseRequest) -> Progress:
         position, total = self._core.position(need.request_id)
-        stage = "loading" if self._core.is_loading_for(need.request_id) else "queued"
-        return Progress(stage, position, total)
+        if not self._core.is_loading_for(need.request_id):
+            return Progress("queued", position, total)
+        loaded = max((self.load_progress(model) for model in need.models), default=0.0)
+        return Progress("loading", int(100 * loaded), 100)
 
     # ── the core's task ─────────────────────────────────────────────────────────────────────────
 
@@ -340,7 +348,7 @@ class Scheduler:
 
     def _start(self, start: StartInstance) -> None:
         assert self._group is not None
-        running = self._running[start.instance_id] = _Running()
+        running = self._running[start.instance_id] = _Running(start.spec.name)
         running.task = self._group.create_task(self._run(start, running), name=start.instance_id)
 
     async def _run(self, start: StartInstance, running: _Running) -> None:

@@ -23,6 +23,7 @@ def model(name: str, **numbers: Any) -> dict[str, Any]:
     return {
         "name": name, "state": "ready", "detail": "", "slots": 4, "slots_free": 3, "waiting": 0,
         "predicted_wait_s": 0.0, "tokens_per_s": 41.2, "vram_bytes": 0, "bytes_by_device": {},
+        "load_progress": 0.0,
     } | numbers  # fmt: skip
 
 
@@ -72,3 +73,8 @@ def test_a_small_holder_gets_a_cell_and_a_full_card_keeps_its_width() -> None:
 def test_why_a_model_is_shut_stands_below_the_table() -> None:
     lines = drawn([device()], [model("claude", state="shut", detail="no key: KEY is not set")])
     assert "  claude: no key: KEY is not set" in lines
+
+
+def test_how_far_a_load_is_stands_beside_its_state() -> None:
+    lines = drawn([device()], [model("big", state="starting", load_progress=0.428)])
+    assert any("starting 43%" in line for line in lines)

@@ -45,6 +45,10 @@ class EchoEngine:
     def pid(self) -> int | None:
         return None
 
+    @property
+    def load_progress(self) -> float:
+        return 0.25
+
     async def __aenter__(self) -> Self:
         self._workshop.loads.append(self._model)
         self._workshop.live.append(self)

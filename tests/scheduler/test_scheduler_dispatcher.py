@@ -17,6 +17,7 @@ from appliance.scheduler.leases import LeaseRequest
 from appliance.scheduler.placing import BestFit
 from appliance.scheduler.policy import Policy
 from appliance.scheduler.values import AgentSpec, DeviceView, ModelSpec, Record
+from appliance.types import Progress
 
 Make = Any
 
@@ -53,6 +54,25 @@ async def test_a_thousand_concurrent_first_requests_cause_one_load(make_workshop
         assert [task.result() for task in tasks] == ["a"] * 1000
     assert workshop.loads == ["a"]
     assert workshop.unloads == ["a"]
+
+
+async def test_who_waits_for_a_load_is_told_how_far_it_is(make_workshop: Make) -> None:
+    workshop = make_workshop()
+    workshop.may_load.clear()
+    told: asyncio.Queue[Progress] = asyncio.Queue()
+    async with scheduler(workshop, spec("a"), spec("b")) as running:
+
+        async def one() -> None:
+            async with running.lease(LeaseRequest("r", "x", ("a",), progress=told)):
+                pass
+
+        waiting = asyncio.create_task(one())
+        async with asyncio.timeout(30):
+            assert await told.get() == Progress("loading", 25, 100)
+        assert (running.load_progress("a"), running.load_progress("b")) == (0.25, 0.0)
+        workshop.may_load.set()
+        await waiting
+        assert running.load_progress("a") == 0.0, "it is not starting any more"
 
 
 async def test_another_model_takes_the_place_of_an_idle_one(make_workshop: Make) -> None:

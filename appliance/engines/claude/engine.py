@@ -110,6 +110,10 @@ class ClaudeEngine:
     def pid(self) -> int | None:
         return None
 
+    @property
+    def load_progress(self) -> float:
+        return 1.0
+
     async def __aenter__(self) -> Self:
         self._http = self._lend()
         self._http.event_hooks = {"request": [self._bare], "response": []}

@@ -144,10 +144,6 @@ _RAISED_BY_WORKER: dict[str, type[errors.ApplianceError]] = {
 }
 
 
-def error_to_json(error: errors.ApplianceError) -> dict[str, Json]:
-    return error.to_json()
-
-
 def error_from_json(body: Mapping[str, Any]) -> errors.ApplianceError:
     """The error of the same code; an unknown code becomes `EngineError`."""
     kind = _RAISED_BY_WORKER.get(body["code"], errors.EngineError)

@@ -75,6 +75,10 @@ class RemoteEngine:
     def pid(self) -> int | None:
         return None
 
+    @property
+    def load_progress(self) -> float:
+        return 1.0
+
     async def __aenter__(self) -> Self:
         self._http = self._lend()
         self._state = InstanceState.READY

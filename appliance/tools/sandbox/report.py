@@ -11,7 +11,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.errors import ApplianceError
 from appliance.tools.sandbox import landlock, limits
 from appliance.tools.sandbox.plan import Cage, bubblewrap_argv
 
@@ -139,12 +138,3 @@ def _try_landlock(abi: int) -> str:
         check=False,
     )
     return "" if done.returncode == 7 else done.stderr.decode(errors="replace").strip()[-300:]
-
-
-def require(report: SandboxReport) -> None:
-    """Raises where no program may be started."""
-    if not report.can_run_programs:
-        raise ApplianceError(
-            "no sandbox works on this machine: " + "; ".join(report.reasons),
-            hint="appliance doctor",
-        )
