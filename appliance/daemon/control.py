@@ -104,6 +104,8 @@ class Control:
             for device in inventory.devices
             if not device.is_usable
         ]
+        if inventory.is_stale and inventory.nvml_error:
+            reasons.append(f"GPUs: {inventory.nvml_error}; what is told of them is the last known")
         if self._configuration.error:
             reasons.append(f"config.toml is not in force: {self._configuration.error}")
         return reasons
