@@ -89,7 +89,9 @@ async def test_each_model_has_a_card_and_leaves_one_that_another_program_takes_o
         assert (await daemon.ask("go", "coder"))["type"] == "turn.completed", (
             "if need be on the host"
         )
-        await until(daemon, lambda status: places(status)["coder"] == first)
+        await until(daemon, lambda status: places(status)["coder"] != {"cpu"})
+        assert (await daemon.ask("go", "coder"))["type"] == "turn.completed"
+        assert places(await daemon.get("/api/status"))["coder"] == first, "and not there for good"
 
 
 async def test_a_driver_that_hangs_is_told_and_holds_nobody_up(tmp_path: Path) -> None:
