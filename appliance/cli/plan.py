@@ -98,7 +98,12 @@ def _plan(
         if not trace.is_file():
             raise BadRequest(f"{trace} is not there")
         rows = read_trace(trace)
-        found["trace"] = asdict(outlook(rows, specs, inventory, policy, float(size_named(disk))))
+        expected = outlook(rows, specs, inventory, policy, float(size_named(disk)))
+        found["trace"] = {
+            **asdict(expected.all),
+            "by_model": {model: asdict(of) for model, of in expected.by_model.items()},
+            "refused": dict(expected.refused),
+        }
     return found
 
 
@@ -194,6 +199,19 @@ def _print_trace(trace: dict[str, Any]) -> None:
     waits = ", ".join(f"{name} {trace[f'wait_{name}_s']:.1f} s" for name in ("p50", "p95", "p99"))
     _say(f"{trace['requests']} requests wait {waits}, at most {trace['wait_max_s']:.1f} s", "bold")
     _say(f"{trace['loads']} loads, {trace['swaps']} models evicted for others", "")
+    out.print()
+    rows = [
+        (
+            model,
+            of["requests"],
+            *(f"{of[f'wait_{name}_s']:.1f} s" for name in ("p50", "p95", "max")),
+            of["loads"],
+            of["swaps"],
+        )
+        for model, of in trace["by_model"].items()
+    ]
+    columns = ("model", "requests", "wait p50", "p95", "at most", "loads", "evicted")
+    print_table(columns, rows, "")
     for reason, count in trace["refused"].items():
         _say(f"{count} refused: {reason}", "red")
 

@@ -8,6 +8,7 @@ time, with the same sizes, on the same cards.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -43,8 +44,8 @@ _CARDS = re.compile(r"^(?:(\d+)\s*[x*]\s*)?([\d.]+\s*[A-Za-z]+)$")
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
-    """Waiting and swapping to expect of a trace. Seconds; `refused` counts by reason."""
+class Waiting:
+    """Waiting and swapping to expect, in seconds and counts, of all models or of one."""
 
     requests: int
     wait_p50_s: float
@@ -53,6 +54,15 @@ class Outlook:
     wait_max_s: float
     loads: int
     swaps: int
+    """How often it was evicted for another model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What to expect of a trace. `refused` counts by reason."""
+
+    all: Waiting
+    by_model: Mapping[str, Waiting]
     refused: Mapping[str, int]
 
 
@@ -175,17 +185,22 @@ def outlook(
         lambda holdings: MemoryPlacer(holdings, exclusive.__contains__),
         bytes_per_s,
     )
-    waits = sorted(found.waits_s)
-    return Outlook(
-        requests=len(trace),
-        wait_p50_s=_quantile(waits, 0.50),
-        wait_p95_s=_quantile(waits, 0.95),
-        wait_p99_s=_quantile(waits, 0.99),
-        wait_max_s=_quantile(waits, 1.0),
-        loads=found.loads,
-        swaps=found.evictions,
-        refused=found.refused,
-    )
+    asked = Counter(row.model for row in trace)
+    by_model = {
+        model: _waiting(
+            asked[model], found.waits_s.get(model, ()), found.loads[model], found.evictions[model]
+        )
+        for model in sorted(asked)
+    }
+    waits = [wait for waits in found.waits_s.values() for wait in waits]
+    loads, swaps = sum(found.loads.values()), sum(found.evictions.values())
+    return Outlook(_waiting(len(trace), waits, loads, swaps), by_model, found.refused)
+
+
+def _waiting(requests: int, waits_s: Sequence[float], loads: int, swaps: int) -> Waiting:
+    ordered = sorted(waits_s)
+    p50_s, p95_s, p99_s, max_s = (_quantile(ordered, share) for share in (0.50, 0.95, 0.99, 1.0))
+    return Waiting(requests, p50_s, p95_s, p99_s, max_s, loads, swaps)
 
 
 def _with_load_time(spec: ModelSpec, wants: Mapping[str, Want], bytes_per_s: float) -> ModelSpec:

@@ -11,6 +11,7 @@ sizes, and a load takes its bytes divided by a bandwidth.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -74,12 +75,12 @@ class Simulated:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a trace would meet: seconds each served step waits for its slot, in order of grants;
-    loads; evictions (a load that took another model's place); refusals by reason."""
+    """What a trace would meet: of each model the seconds its served steps wait for their slot, in
+    order of grants, its loads, and how often it was evicted for another; refusals by reason."""
 
-    waits_s: tuple[float, ...]
-    loads: int
-    evictions: int
+    waits_s: Mapping[str, Sequence[float]]
+    loads: Counter[str]
+    evictions: Counter[str]
     refused: Mapping[str, int]
 
 
@@ -141,9 +142,9 @@ class _Arrivals:
         self._core = Core(make_placer(lambda: self._core.holdings()))
         self._moments: list[tuple[float, int, Event]] = []
         self._number = 0
-        self._waits_s: list[float] = []
-        self._refused: dict[str, int] = {}
-        self._loads = self._evictions = 0
+        self._waits_s: defaultdict[str, list[float]] = defaultdict(list)
+        self._loads, self._evictions = Counter[str](), Counter[str]()
+        self._refused = Counter[str]()
         self._wake_s = start_s
         self._at(start_s, InventoryChanged(tuple(devices)))
         self._at(start_s, ConfigChanged(tuple(models)))
@@ -159,25 +160,25 @@ class _Arrivals:
             for effect in self._core.handle(event, self._now_s):
                 answered += isinstance(effect, Grant | Refuse)
                 self._perform(effect)
-        return Expected(tuple(self._waits_s), self._loads, self._evictions, self._refused)
+        return Expected(self._waits_s, self._loads, self._evictions, self._refused)
 
     def _perform(self, effect: Effect) -> None:
         match effect:
             case Grant():
                 step_s = self._trace[int(effect.request_id)].duration_s
-                self._waits_s.append(effect.queue_s)
+                self._waits_s[effect.model].append(effect.queue_s)
                 self._at(self._now_s + step_s, LeaseReleased(effect.lease_id, 0, step_s))
             case Refuse():
-                self._refused[effect.reason] = self._refused.get(effect.reason, 0) + 1
+                self._refused[effect.reason] += 1
             case StartInstance():
                 load_s = effect.fit.total_bytes / self._bytes_per_s
-                self._loads += effect.spec.needs_memory
+                self._loads[effect.spec.name] += effect.spec.needs_memory
                 ready = InstanceReady(effect.instance_id, load_s, effect.fit.slots)
                 self._at(self._now_s + load_s, ready)
             case StopInstance():
                 self._at(self._now_s, InstanceGone(effect.instance_id))
             case Record():
-                self._evictions += effect.kind == "evict"
+                self._evictions[effect.subject] += effect.kind == "evict"
             case WakeAt():
                 self._wake_s = effect.time_s
                 self._at(effect.time_s, Tick())

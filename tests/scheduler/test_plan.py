@@ -63,9 +63,13 @@ def test_a_trace_of_two_models_that_do_not_fit_together_swaps_and_waits_for_load
     specs = [model("a", 20), model("b", 20)]
     one = outlook(rows, specs, machine("24GiB"), POLICY, bytes_per_s=2.0 * GIB)
     two = outlook(rows, specs, machine("2x24GiB"), POLICY, bytes_per_s=2.0 * GIB)
-    assert (one.loads, one.swaps) == (20, 19)
-    assert one.wait_p50_s == pytest.approx(10.0, abs=0.1), "20 GiB at 2 GiB/s"
-    assert (two.loads, two.swaps, two.wait_p50_s) == (2, 0, 0.0)
+    assert (one.all.loads, one.all.swaps) == (20, 19)
+    assert one.all.wait_p50_s == pytest.approx(10.0, abs=0.1), "20 GiB at 2 GiB/s"
+    assert (two.all.loads, two.all.swaps, two.all.wait_p50_s) == (2, 0, 0.0)
+    assert [(of.requests, of.loads, of.swaps) for of in one.by_model.values()] == [
+        (10, 10, 10),
+        (10, 10, 9),
+    ], "the last one stays"
 
 
 def test_a_trace_of_a_model_that_is_not_planned_is_refused_by_name() -> None:
