@@ -59,6 +59,7 @@ from appliance.scheduler.budgets import Budgets
 from appliance.scheduler.core import Core
 from appliance.scheduler.dispatcher import Scheduler
 from appliance.scheduler.memory_placer import MemoryPlacer
+from appliance.scheduler.together import parts
 from appliance.scheduler.wanted import (
     agent_specs,
     device_views,
@@ -147,6 +148,7 @@ async def run_daemon(
                 memory=vram,
                 on_decision=decisions.take,
                 read_ahead=read_files_ahead,
+                parts=parts,
             )
         )
         await scheduler.inventory_changed(device_views(prober.latest, config))

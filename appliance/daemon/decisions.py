@@ -30,7 +30,7 @@ READ_MAX = 2000
 SHOWN_MAX = 100
 
 ABOUT = {
-    "load": ("load", "preload", "ready", "load_failed"),
+    "load": ("share", "load", "preload", "ready", "load_failed"),
     "eviction": ("evict", "make_way", "yield"),
     "refusal": ("refuse",),
     "crash": ("crash", "load_failed", "breaker_open", "bytes_stuck"),

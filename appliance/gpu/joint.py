@@ -1,62 +1,32 @@
 """Places all wanted models together: as many as fit by priority, then each as large as it may.
 
-First every want is placed at its least, in the order that serves most; then each grows in order
-of priority into what is left. For wants that go on one card each, some order makes first-fit find
+First every want is placed at its least, in the order that serves most; then they grow in order of
+priority into what is left. Of wants that do not all fit those are placed that are worth most
+(`Want.worth`). For wants that go on one card each, some order makes first-fit find
 any packing there is (list them card by card), so for few wants all orders are tried and a model
 is refused only when it must be; for many, what is tied down or large goes first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations
 
-from appliance.gpu import refusal
-from appliance.gpu.placement import DEFAULT_POLICY, SEARCHES, search_any
-from appliance.gpu.space import Space, space_in
-from appliance.gpu.types import (
-    Inventory,
-    KvType,
-    Layout,
-    NoFit,
-    Placement,
-    PlacementPolicy,
-    Want,
-)
+from appliance.gpu.placement import DEFAULT_POLICY, SEARCHES
+from appliance.gpu.space import Space
+from appliance.gpu.types import KvType, Layout, Placement, PlacementPolicy, Want
 
 PERMUTED_WANTS = 5
 """Up to this many wants every order is tried (120 of them)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Placements for all wanted models together, in the order of the wants."""
-
-    placements: tuple[Placement, ...]
-    refused: tuple[NoFit, ...]
-
-    @property
-    def reserved(self) -> dict[str, int]:
-        """Bytes promised per device by all placements."""
-        total: dict[str, int] = {}
-        for placement in self.placements:
-            for uuid, size in placement.by_device.items():
-                total[uuid] = total.get(uuid, 0) + size
-        return total
-
-
-def place_all(
-    wants: Sequence[Want],
-    inventory: Inventory,
-    reserved: Mapping[str, int] | None = None,
-    *,
-    policy: PlacementPolicy = DEFAULT_POLICY,
-) -> Plan:
-    """Placements for all of these models at once; `reserved` is what others hold already."""
-    start = space_in(inventory, reserved or {}, policy)
+def place_together(
+    wants: Sequence[Want], start: Space, policy: PlacementPolicy = DEFAULT_POLICY
+) -> dict[str, Placement]:
+    """Placements by model for as many of these as there is room for, in the order of the wants."""
     best: dict[str, Placement] = {}
-    best_score: tuple[int, ...] = ()
+    best_score: tuple[float, ...] = ()
     for order in _orders(wants):
         placed = _place_least(order, start, policy)
         score = _score(wants, placed)
@@ -65,12 +35,7 @@ def place_all(
         if len(placed) == len(wants):
             break
     grown = _grow(wants, best, start, policy)
-    refused = tuple(
-        refusal.explain(want, _without(start, grown.values()), policy, search_any)
-        for want in wants
-        if want.model not in grown
-    )
-    return Plan(tuple(grown[want.model] for want in wants if want.model in grown), refused)
+    return {want.model: grown[want.model] for want in wants if want.model in grown}
 
 
 def _orders(wants: Sequence[Want]) -> Iterator[Sequence[Want]]:
@@ -120,7 +85,7 @@ def _place_least(
     """Each want in turn at its least, on cards if it can be, else as the config allows."""
     placed: dict[str, Placement] = {}
     for want in order:
-        space = _without(start, placed.values())
+        space = start.without(placed.values())
         for search in SEARCHES:
             found = next(
                 (
@@ -142,39 +107,37 @@ def _grow(
     start: Space,
     policy: PlacementPolicy,
 ) -> dict[str, Placement]:
-    """Most urgent first, each as near its wish as the others' promises leave room for."""
+    """Most urgent first, each as near its wish as the others' promises leave room for; slots that
+    equally urgent ones want are doubled in turn, so that nobody takes them all."""
     grown = dict(placed)
-    for want in sorted(wants, key=lambda want: (want.priority, want.model)):
-        if want.model not in grown:
-            continue
-        others = [placement for name, placement in grown.items() if name != want.model]
-        space = _without(start, others)
-        for search in SEARCHES:
-            placement = search(want, space, policy)
-            if placement is not None:
-                grown[want.model] = placement
-                break
+    for priority in sorted({want.priority for want in wants}):
+        alike = sorted(
+            (want for want in wants if want.priority == priority and want.model in placed),
+            key=lambda want: want.model,
+        )
+        most = max((want.slots for want in alike), default=1)
+        levels = (
+            [1 << n for n in range(1, most.bit_length()) if 1 << n < most] if len(alike) > 1 else []
+        )
+        for slots in (*levels, most):
+            for want in alike:
+                others = [placement for name, placement in grown.items() if name != want.model]
+                space = start.without(others)
+                wish = replace(want, slots=max(min(want.slots, slots), want.min_slots))
+                found = (search(wish, space, policy) for search in SEARCHES)
+                placement = next((one for one in found if one is not None), None)
+                if placement is not None:
+                    grown[want.model] = placement
     return grown
 
 
-def _without(start: Space, placements: Iterable[Placement]) -> Space:
-    """The space left once these placements are made."""
-    room, taken, closed = dict(start.room), set(start.taken), set(start.closed)
-    for placement in placements:
-        for uuid, size in placement.by_device.items():
-            room[uuid] = room.get(uuid, 0) - size
-        taken.update(placement.cards)
-        if placement.exclusive:
-            closed.update(placement.cards)
-    return Space(room, start.cards, frozenset(taken), frozenset(closed))
-
-
-def _score(wants: Sequence[Want], placed: Mapping[str, Placement]) -> tuple[int, ...]:
-    """How many are placed, most urgent priority first; then how many entirely on cards."""
+def _score(wants: Sequence[Want], placed: Mapping[str, Placement]) -> tuple[float, ...]:
+    """What those placed are worth, most urgent priority first; then how many are all on cards."""
     priorities = sorted({want.priority for want in wants})
     of = {want.model: want for want in wants}
     served = tuple(
-        sum(1 for name in placed if of[name].priority == priority) for priority in priorities
+        sum(of[name].worth for name in placed if of[name].priority == priority)
+        for priority in priorities
     )
     whole = sum(
         1 for name, found in placed.items() if found.gpu_layers >= of[name].footprint.n_layers

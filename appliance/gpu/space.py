@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from appliance.gpu.types import Device, Inventory, PlacementPolicy, Want
+from appliance.gpu.types import Device, Inventory, Placement, PlacementPolicy, Want
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,17 @@ class Space:
     """Cards on which something of ours already is: closed to exclusive wants."""
     closed: frozenset[str] = frozenset()
     """Cards someone has for themselves."""
+
+    def without(self, placements: Iterable[Placement]) -> Space:
+        """What is left once these are made."""
+        room, taken, closed = dict(self.room), set(self.taken), set(self.closed)
+        for placement in placements:
+            for uuid, size in placement.by_device.items():
+                room[uuid] = room.get(uuid, 0) - size
+            taken.update(placement.cards)
+            if placement.exclusive:
+                closed.update(placement.cards)
+        return Space(room, self.cards, frozenset(taken), frozenset(closed))
 
     def cards_for(self, want: Want) -> tuple[str, ...]:
         return tuple(

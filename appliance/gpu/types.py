@@ -342,6 +342,8 @@ class Want:
     pin: tuple[str, ...] = ()
     exclusive: bool = False
     priority: int = 1
+    worth: float = 1.0
+    """What it is worth to have it loaded, against others as urgent."""
     allow_split: bool = True
     allow_partial: bool = True
     """Some layers on the host, when all else is shrunk."""
@@ -351,6 +353,15 @@ class Want:
     """Exactly so many layers on cards and the rest on the host, or nowhere; None: all if may be."""
     least_on_cards: float = 0.0
     """Share of the layers without which it is rather not placed, where there are cards."""
+
+    @property
+    def is_elastic(self) -> bool:
+        """It may be placed with less than is wished."""
+        return (
+            self.min_slots < self.slots
+            or self.least_window < self.context_window
+            or len(self.kv_types) > 1
+        )
 
     @property
     def least_window(self) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from appliance.scheduler.book import Book
-from appliance.scheduler.instances import ModelState
+from appliance.scheduler.instances import Instance, ModelState
 from appliance.scheduler.values import Fit, Misfit
 
 _ENOUGH = 0.75
@@ -30,7 +30,8 @@ def examine(book: Book, state: ModelState) -> None:
         if instance.spec.pinned and instance.model != state.spec.name:
             for device, held in book.ledger.held_by(instance.instance_id).items():
                 free[device] = free.get(device, 0) - held
-    fit = book.placer.place(state.spec, {d: max(amount, 0) for d, amount in free.items()})
+    wish = state.part or state.spec
+    fit = book.placer.place(wish, {d: max(amount, 0) for d, amount in free.items()})
     state.checked_epoch = book.epoch
     if isinstance(fit, Misfit):
         state.misfit, state.size_bytes, state.best_on_cards = fit, 0, 0.0
@@ -41,7 +42,8 @@ def examine(book: Book, state: ModelState) -> None:
 def place(book: Book, state: ModelState, free: Mapping[str, int]) -> Fit | Misfit:
     """Where the model goes among free bytes, not much worse than at best."""
     examine(book, state)
-    return book.placer.place(state.spec, free, enough(state.best_on_cards, state.size_bytes))
+    wish = state.part or state.spec
+    return book.placer.place(wish, free, enough(state.best_on_cards, state.size_bytes))
 
 
 def enough(best_on_cards: float, size_bytes: int) -> float:
@@ -50,6 +52,25 @@ def enough(best_on_cards: float, size_bytes: int) -> float:
     if size_bytes <= _QUICK_ON_HOST_BYTES:
         return 0.0
     return best_on_cards if best_on_cards == 1.0 else _ENOUGH * best_on_cards
+
+
+def has_more(book: Book, state: ModelState, instance: Instance) -> bool:
+    """Whether it was loaded with less than it wishes for and could have all that by now, without
+    that anybody has to go."""
+    if not instance.is_less or state.part is not None or instance.looked_room == book.room:
+        return False
+    instance.looked_room = book.room
+    more = place(book, state, book.freed([instance]))
+    return isinstance(more, Fit) and not more.is_less
+
+
+def could_have_more(book: Book, state: ModelState, instance: Instance) -> bool:
+    """Whether it could have more slots than it has, if those who idle go."""
+    if (state.part or state.spec).slots <= instance.slots:
+        return False
+    idle = [other for other in book.ready() if not (other.leases or other.spec.pinned)]
+    more = place(book, state, book.freed([instance, *(i for i in idle if i is not instance)]))
+    return isinstance(more, Fit) and more.slots > instance.slots
 
 
 def is_much_worse(book: Book, state: ModelState, fit: Fit) -> bool:

@@ -7,7 +7,7 @@ over this one value; `core` decides in which order they run. What they want done
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from appliance.scheduler.forecast import Forecast
@@ -48,6 +48,20 @@ class Contention:
 
 
 @dataclass(slots=True, eq=False)
+class Sharing:
+    """What was last asked about who is loaded beside whom: of which models, in which memory."""
+
+    number: int = 0
+    of: frozenset[tuple[str, str, int]] = frozenset()
+    """Names, fingerprints, and slots that are needed."""
+    names: frozenset[str] = frozenset()
+    epoch: int = -1
+    until_s: float = 0.0
+    """Until then, and in that epoch, those in use need no second look."""
+    capacity: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
 class Book:
     """Everything the rules read and change."""
 
@@ -58,6 +72,7 @@ class Book:
     foreign: ForeignHold
     handovers: Handovers = field(default_factory=Handovers)
     tally: Tally = field(default_factory=Tally)
+    sharing: Sharing = field(default_factory=Sharing)
     ledger: Ledger = field(default_factory=Ledger)
     models: dict[str, ModelState] = field(default_factory=dict)
     agents: dict[str, AgentSpec] = field(default_factory=dict)
@@ -234,6 +249,14 @@ class Book:
                     if need > 0:
                         free[device] = max(free.get(device, 0) - need, 0)
             self._open = (self.room, free)
+        return free
+
+    def freed(self, leaving: Iterable[Instance]) -> dict[str, int]:
+        """Open bytes per device once these are gone."""
+        free = dict(self.open_free())
+        for instance in leaving:
+            for device, held in self.ledger.held_by(instance.instance_id).items():
+                free[device] = free.get(device, 0) + held
         return free
 
     def holdings(self) -> Holdings:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from heapq import heappop, heappush
 from typing import assert_never
 
-from appliance.scheduler import alarm, best, grants, outlook, pressure, room
+from appliance.scheduler import alarm, best, grants, outlook, pressure, room, sharing
 from appliance.scheduler.book import Book
 from appliance.scheduler.breaker import Breaker
 from appliance.scheduler.forecast import Forecast
@@ -40,6 +40,7 @@ from appliance.scheduler.values import (
     RefusalCode,
     Refuse,
     ResidentState,
+    Shared,
     StepCancelled,
     StepRequested,
     Tick,
@@ -50,6 +51,9 @@ from appliance.scheduler.waiting import WaitingQueue
 _ROUNDS = 64
 """Rounds of grants and room-making at one event; each makes progress, so this is never reached with
 fewer models than this that can change state at once."""
+
+_LONG_IDLE_S = 60.0
+"""Idle for so long, a model may be loaded anew to have more slots."""
 
 
 class Core:
@@ -89,6 +93,8 @@ class Core:
                 pressure.observe(book, event.devices, now_s)
             case ConfigChanged():
                 self._configured(event, now_s)
+            case Shared():
+                sharing.shared(book, event, now_s)
             case DrainRequested():
                 self._drain(now_s)
             case Tick():
@@ -153,6 +159,7 @@ class Core:
         book.handovers.asked(step.agent, model, now_s)
         is_absent = book.models[model].current is None
         book.tally.asked(model, book.models[model].load_s, now_s, is_absent=is_absent)
+        sharing.asked(book, book.models[model], now_s)
         if obstacle is not None:
             self._refuse(step.request_id, *obstacle, now_s, self._retry_s(model, now_s))
             return
@@ -309,7 +316,7 @@ class Core:
         if state.spec.fingerprint != spec.fingerprint:
             self._retire(state, "its configuration changed", now_s)
             state.breaker = Breaker(book.policy)
-        state.spec, state.misfit_room = spec, -1
+        state.spec, state.part, state.misfit_room = spec, None, -1
         if state.current is not None:
             state.current.spec = spec
 
@@ -381,19 +388,21 @@ class Core:
                 self._refuse(waiting.step.request_id, *obstacle, now_s, retry_s)
 
     def _unload_unused(self, now_s: float) -> None:
+        """What nobody asks for leaves where it was told to, and what could be loaded better."""
         for instance in self._book.ready():
-            limit_s = instance.spec.idle_unload_s
             if instance.leases:
                 continue
             state = self._book.models[instance.model]
+            idle_s, limit_s = now_s - instance.idle_since_s, instance.spec.idle_unload_s
             if best.is_much_worse(self._book, state, instance.fit):
                 self._book.leave(instance, "it can be on a card again", now_s)
-                continue
-            if limit_s is None or instance.spec.pinned:
-                continue
-            if now_s - instance.idle_since_s >= limit_s:
-                self._book.models[instance.model].in_use = False
+            elif limit_s is not None and idle_s >= limit_s and not instance.spec.pinned:
+                state.in_use = False
                 self._book.leave(instance, f"idle for {limit_s:g} s", now_s)
+            elif instance.is_less and idle_s >= _LONG_IDLE_S:
+                sharing.consider(self._book, instance.model, now_s)
+                if best.has_more(self._book, state, instance):
+                    self._book.leave(instance, "it can have all that it wishes for again", now_s)
 
     # ── small questions ─────────────────────────────────────────────────────────────────────────
 

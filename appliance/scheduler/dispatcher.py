@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, Self, assert_never
+from typing import Protocol, Self, TypeAlias, assert_never
 
 from appliance.clock import Clock
 from appliance.engines.base import Engine
@@ -46,11 +46,14 @@ from appliance.scheduler.values import (
     ReadAhead,
     Record,
     Refuse,
+    Shared,
+    ShareOut,
     StartInstance,
     StepCancelled,
     StepRequested,
     StopInstance,
     Tick,
+    Use,
     WakeAt,
 )
 from appliance.types import Progress
@@ -63,6 +66,10 @@ STUCK_BYTES_S = 5.0
 
 _PROGRESS_EVERY_S = 1.0
 """How often a waiter is told that it still waits."""
+
+
+Parts: TypeAlias = Callable[[Mapping[ModelSpec, Use], Mapping[str, int]], Mapping[str, ModelSpec]]
+"""`together.parts`: what models used beside each other are to wish for."""
 
 
 class EngineFactory(Protocol):
@@ -125,6 +132,7 @@ class Scheduler:
         memory: MemoryWatch | None = None,
         read_ahead: Callable[[str], Coroutine[None, None, None]] | None = None,
         on_decision: Callable[[Record], None] | None = None,
+        parts: Parts | None = None,
     ) -> None:
         self._core = core
         self._engines = engines
@@ -133,6 +141,7 @@ class Scheduler:
         self._read_ahead = read_ahead
         self._reading: dict[str, asyncio.Task[None]] = {}
         self._on_decision = on_decision
+        self._parts = parts
         self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[None] | None]] = asyncio.Queue()
         self._waiting: dict[str, asyncio.Future[Grant]] = {}
         self._leases: dict[str, Lease] = {}
@@ -294,6 +303,9 @@ class Scheduler:
                 self._start(effect)
             case ReadAhead():
                 self._begin_reading(effect.model)
+            case ShareOut():
+                assert self._group is not None
+                self._group.create_task(self._share_out(effect))
             case StopInstance():
                 if effect.instance_id in self._running:
                     self._running[effect.instance_id].end()
@@ -345,6 +357,17 @@ class Scheduler:
             task.add_done_callback(lambda _: self._reading.pop(model))
 
     # ── instances ───────────────────────────────────────────────────────────────────────────────
+
+    async def _share_out(self, ask: ShareOut) -> None:
+        """Without an answer every model wishes for all it may have: no reason to stop."""
+        if self._parts is None:
+            return
+        try:
+            parts = await asyncio.to_thread(self._parts, ask.models, ask.capacity)
+        except Exception:  # the wall of a placement that only advises
+            log.exception("the parts of %s", ", ".join(model.name for model in ask.models))
+        else:
+            self._tell(Shared(ask.number, parts))
 
     def _start(self, start: StartInstance) -> None:
         assert self._group is not None

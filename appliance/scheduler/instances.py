@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from appliance.scheduler.breaker import Breaker
 from appliance.scheduler.values import Fit, Misfit, ModelSpec, ResidentState, StepRequested
 
+_USE_FADES_S = 600.0
+_LEAST_SEEN_S = 30.0
+_FORGOTTEN = 0.1
+"""Uses of which so little is left that one begins to count anew."""
 _LEARNING = 0.3
 """Weight of the newest measurement of load seconds, service seconds and tokens per second."""
 
@@ -48,6 +53,10 @@ class Instance:
     ahead_rate: float = 0.0
     ahead_until_s: float = 0.0
     """Uses per second that a hand-over makes likely until then, for which it was loaded."""
+    is_less: bool = False
+    """Loaded with less than its configuration wishes for."""
+    looked_room: int = -1
+    """`Book.room` when it was last looked whether it could have more (`best.has_more`)."""
     grants: int = 0
     clients: dict[str, tuple[float, float]] = field(default_factory=dict)
     """The agents it serves, by their latest grant: when, and the agent's weight."""
@@ -127,12 +136,37 @@ class ModelState:
     in_use: bool = False
     """Asked for since it last left for lack of use: worth having back when memory is free."""
 
+    part: ModelSpec | None = None
+    """What it wishes for beside the others in use, where that is less (`sharing`)."""
+    asked_s: float | None = None
+    """When it was last asked for."""
+    used_since_s: float = 0.0
+    uses: float = 0.0
+    """`uses_at` that time."""
     fell_idle_s: float | None = None
     """When its last lease came back; None once it is asked for again."""
     keeps_coming: float = 0.5
     """How often it was asked for again within `Policy.hold_s`, loaded or not."""
 
+    def uses_at(self, now_s: float) -> float:
+        """How often it was asked for lately; a use counts half after each `_USE_FADES_S`."""
+        if self.asked_s is None:
+            return 0.0
+        return float(self.uses * 0.5 ** ((now_s - self.asked_s) / _USE_FADES_S))
+
+    def needs_slots(self, now_s: float) -> int:
+        """For the steps that were asked for lately, had each run at once: the mean number of them
+        that run, and as much more as that varies (its square root)."""
+        lasts_s = _USE_FADES_S / math.log(2)
+        seen_s = lasts_s * -math.expm1(-max(now_s - self.used_since_s, _LEAST_SEEN_S) / lasts_s)
+        running = self.uses_at(now_s) / seen_s * self.service_s
+        return max(math.ceil(running + math.sqrt(running)), 1)
+
     def asked(self, now_s: float, hold_s: float) -> None:
+        uses = self.uses_at(now_s)
+        if uses < _FORGOTTEN:
+            self.used_since_s = now_s
+        self.uses, self.asked_s = 1.0 + uses, now_s
         if self.fell_idle_s is not None:
             came_back = now_s - self.fell_idle_s <= hold_s
             self.keeps_coming = _blend(self.keeps_coming, float(came_back))

@@ -74,7 +74,12 @@ def _placed(want: Want, space: Space) -> Fit | Misfit:
     placement = search_any(want, space, _POLICY)
     if placement is None:
         return Misfit(partial(_why_not, want, space))
-    return Fit(placement.by_device, placement.slots, placement, placement.on_cards)
+    is_less = (
+        placement.slots < want.slots
+        or placement.context_window < want.context_window
+        or placement.kv_type is not want.kv_types[0]
+    )
+    return Fit(placement.by_device, placement.slots, placement, placement.on_cards, is_less)
 
 
 def _why_not(want: Want, space: Space) -> str:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 
 from appliance.config.units import parse_bytes
 from appliance.errors import BadRequest
-from appliance.gpu.joint import Plan, place_all
-from appliance.gpu.placement import place
+from appliance.gpu import refusal
+from appliance.gpu.placement import search_any
+from appliance.gpu.space import space_in
 from appliance.gpu.types import (
     Device,
     Inventory,
@@ -25,10 +26,10 @@ from appliance.gpu.types import (
     PlacementPolicy,
     Want,
 )
-from appliance.scheduler.best import enough
 from appliance.scheduler.memory_placer import MemoryPlacer
 from appliance.scheduler.replay import TraceRow
 from appliance.scheduler.simulator import expect
+from appliance.scheduler.together import together
 from appliance.scheduler.values import DeviceView, ModelSpec
 from appliance.scheduler.wanted import named_pins
 
@@ -36,9 +37,6 @@ LOAD_BYTES_PER_S = float(2 << 30)
 """A good NVMe disk through the page cache to the card; colder or slower disks: say so."""
 
 MAX_CARDS = 64
-
-_BEFORE_ALL = -1_000_000
-"""Priority of what is never evicted."""
 
 _CARDS = re.compile(r"^(?:(\d+)\s*[x*]\s*)?([\d.]+\s*[A-Za-z]+)$")
 
@@ -103,7 +101,7 @@ def emptied(inventory: Inventory) -> Inventory:
 
 
 @dataclass(frozen=True, slots=True)
-class Together:
+class Residents:
     """What can be loaded at the same time; the others take turns with it, or do not fit at all."""
 
     resident: tuple[Placement, ...]
@@ -114,40 +112,28 @@ class Together:
     @property
     def promised(self) -> dict[str, int]:
         """Bytes per device by those that are resident."""
-        return Plan(self.resident, ()).reserved
+        total: Counter[str] = Counter()
+        for placement in self.resident:
+            total.update(placement.by_device)
+        return total
 
 
 def fit_together(
     specs: Sequence[ModelSpec], inventory: Inventory, policy: PlacementPolicy
-) -> Together:
-    """Where all models go that take memory, or why not: each about as well as if it were alone,
-    as the scheduler loads them (`best`)."""
-    empty = emptied(inventory)
+) -> Residents:
+    """Where all models go that take memory, or why not."""
+    space = space_in(emptied(inventory), {}, policy)
+    wants = wants_of(specs, inventory)
     pinned = {spec.name for spec in specs if spec.pinned}
-    wants = [
-        replace(want, priority=_BEFORE_ALL) if want.model in pinned else want
-        for want in wants_of(specs, inventory)
-    ]
-    kept = place_all([want for want in wants if want.model in pinned], empty, policy=policy)
-    closed = frozenset(card for found in kept.placements if found.exclusive for card in found.cards)
-    alone: dict[str, Placement | NoFit] = {
-        want.model: place(want, empty, kept.reserved, policy=policy, closed=closed)
-        for want in wants
-        if want.model not in pinned
-    }
-    alone |= {found.model: found for found in kept.placements}
-    alone |= {refusal.model: refusal for refusal in kept.refused}
-    fitting = [
-        replace(want, least_on_cards=enough(found.on_cards, sum(found.by_device.values())))
-        for want in wants
-        if isinstance(found := alone[want.model], Placement)
-    ]
-    together = place_all(fitting, empty, policy=policy)
-    late = [alone[refusal.model] for refusal in together.refused]
-    return Together(
-        together.placements,
-        tuple(found for found in late if isinstance(found, Placement)),
-        tuple(found for found in alone.values() if isinstance(found, NoFit)),
+    found = together(wants, pinned, space, policy)
+    return Residents(
+        tuple(found.resident.values()),
+        tuple(p for name, p in found.alone.items() if p is not None and name not in found.resident),
+        tuple(
+            refusal.explain(want, space, policy, search_any)
+            for want in wants
+            if found.alone[want.model] is None
+        ),
     )
 
 

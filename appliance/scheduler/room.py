@@ -53,6 +53,7 @@ def start(book: Book, state: ModelState, fit: Fit, now_s: float, *, is_guess: bo
     instance = Instance(
         instance_id, state.spec, fit, ResidentState.STARTING, now_s, is_guess=is_guess
     )
+    instance.is_less = fit.is_less or state.part is not None
     book.add(state, instance)
     book.room_made_for = ""
     if fit.bytes_by_device:
@@ -139,8 +140,21 @@ def _start_if_it_fits(
         book.claim(state, Claim(fit, {guess.instance_id for guess in guesses}, now_s, book.returns))
         for guess in guesses:
             book.leave(guess, f"{state.spec.name} is asked for", now_s)
-    else:
+    elif claimed is not None or not (fit.is_less and _waits_for_more(book, state, fit, now_s)):
         start(book, state, fit, now_s)
+    return True
+
+
+def _waits_for_more(book: Book, state: ModelState, fit: Fit, now_s: float) -> bool:
+    """Claims what is about to be free, where that gives the model more: its own predecessor after
+    a change of its configuration, say. It would have the less for as long as it stays."""
+    soon = [i for i in _unclaimed_leaving(book) if i.state is ResidentState.STOPPING]
+    if not soon:
+        return False
+    more = best.place(book, state, book.freed(soon))
+    if isinstance(more, Misfit) or (more.is_less and more.slots <= fit.slots):
+        return False
+    book.claim(state, Claim(more, {i.instance_id for i in soon}, now_s, book.returns))
     return True
 
 
@@ -171,7 +185,7 @@ def _refill(book: Book, now_s: float) -> bool:
     missed = refill.candidates(book, now_s)
     for state in missed:
         fit = best.place(book, state, book.open_free())
-        if isinstance(fit, Misfit) or not fit.total_bytes:
+        if isinstance(fit, Misfit) or not fit.total_bytes or (fit.is_less and book.leaving):
             continue
         awaited = any(_share_a_device(fit, claim.fit) for claim in book.claims())
         if not (awaited or _is_loading_on(book, fit.bytes_by_device)):
@@ -230,11 +244,7 @@ def _choose(
 
 def _would_fit(book: Book, state: ModelState, among: list[Instance]) -> bool:
     """Whether there is room if all of these go: asked before their worth, which costs more."""
-    free = dict(book.open_free())
-    for instance in among:
-        for device, held in book.ledger.held_by(instance.instance_id).items():
-            free[device] = free.get(device, 0) + held
-    return isinstance(best.place(book, state, free), Fit)
+    return isinstance(best.place(book, state, book.freed(among)), Fit)
 
 
 def _evict(book: Book, victim: Instance, state: ModelState, oldest: Waiting, now_s: float) -> None:

@@ -20,6 +20,7 @@ from appliance.scheduler.core import Core
 from appliance.scheduler.placing import BestFit
 from appliance.scheduler.policy import Policy
 from appliance.scheduler.replay import TraceRow
+from appliance.scheduler.together import parts
 from appliance.scheduler.values import (
     DEFAULT_WEIGHT,
     ConfigChanged,
@@ -36,6 +37,8 @@ from appliance.scheduler.values import (
     Placer,
     Record,
     Refuse,
+    Shared,
+    ShareOut,
     StartInstance,
     StepRequested,
     StopInstance,
@@ -179,6 +182,8 @@ class _Arrivals:
                 self._at(self._now_s, InstanceGone(effect.instance_id))
             case Record():
                 self._evictions[effect.subject] += effect.kind == "evict"
+            case ShareOut():
+                self._at(self._now_s, Shared(effect.number, parts(effect.models, effect.capacity)))
             case WakeAt():
                 self._wake_s = effect.time_s
                 self._at(effect.time_s, Tick())

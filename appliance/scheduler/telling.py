@@ -36,6 +36,15 @@ def _load(model: str, n: Numbers) -> str:
     )
 
 
+def _share(model: str, n: Numbers) -> str:
+    if not n["is_less"]:
+        return f"{model} may be loaded as it wishes: no other in use has to fit beside it."
+    less = "with a shorter window or a smaller cache than it wishes"
+    if n["slots"] < n["wished_slots"]:
+        less = f"with {n['slots']} of {_count(n['wished_slots'], 'slot')}"
+    return f"{model} is to be loaded {less}, to fit beside others: {n['models']} models are in use."
+
+
 def _ready(model: str, n: Numbers) -> str:
     places = f", with {_places(n['bytes'])}" if n["bytes"] else ""
     return f"{model} is ready after {n['load_s']:.1f} s{places}."
@@ -113,6 +122,7 @@ def _stuck(instance: str, n: Numbers) -> str:
 
 SENTENCES: Mapping[str, Callable[[str, Numbers], str]] = {
     "load": _load,
+    "share": _share,
     "preload": _preload,
     "ready": _ready,
     "evict": _evict,

@@ -38,6 +38,8 @@ class ModelSpec:
     idle_unload_s: float | None = None
     fingerprint: str = ""
     demand: object = None
+    is_elastic: bool = False
+    """It can be loaded with less than it wishes for: fewer slots, a shorter window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,8 @@ class Fit:
     placement: object = None
     on_cards: float = 1.0
     """Share of its layers that are not on the host."""
+    is_less: bool = False
+    """With less than it wishes for: fewer slots, a shorter window, a smaller cache."""
 
     @property
     def total_bytes(self) -> int:
@@ -184,6 +188,14 @@ class ConfigChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class Shared:
+    """The answer to `ShareOut` of that number: models that are to wish for less, as that."""
+
+    number: int
+    parts: Mapping[str, ModelSpec]
+
+
+@dataclass(frozen=True, slots=True)
 class DrainRequested:
     """The daemon stops: refuse what waits, grant nothing more, unload what becomes idle."""
 
@@ -202,6 +214,7 @@ Event: TypeAlias = (
     | InstanceGone
     | InventoryChanged
     | ConfigChanged
+    | Shared
     | DrainRequested
     | Tick
 )
@@ -231,6 +244,25 @@ class ReadAhead:
     """The model is to be loaded as soon as there is room: its files may be read meanwhile."""
 
     model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """How a model is used of late: the seconds of loading, were each use a load, and the most steps
+    that wanted it at once."""
+
+    worth_s: float
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShareOut:
+    """Find the parts of these models, which are used beside each other, in this memory; answered
+    by `Shared`. Takes long for a decision: until then the parts known before hold."""
+
+    number: int
+    models: Mapping[ModelSpec, Use]
+    capacity: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +319,7 @@ class WakeAt:
 
 
 Effect: TypeAlias = (
-    StartInstance | ReadAhead | StopInstance | Grant | Refuse | Preempt | Record | WakeAt
+    StartInstance | ReadAhead | ShareOut | StopInstance | Grant | Refuse | Preempt | Record | WakeAt
 )
 
 

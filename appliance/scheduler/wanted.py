@@ -147,6 +147,7 @@ def _spec(
     takes_memory = isinstance(model, LlamaCppModel | VllmModel) or (
         isinstance(model, ScriptedModel) and model.vram_bytes > 0
     )
+    want = _want(name, model, models_dir, manifest, calibration) if takes_memory else None
     return ModelSpec(
         name=name,
         slots=model.slots,
@@ -156,7 +157,8 @@ def _spec(
         load_s=_load_prior_s(model, models_dir, manifest),
         idle_unload_s=getattr(model, "idle_unload_s", 0.0) or None,
         fingerprint=fingerprint(model),
-        demand=_want(name, model, models_dir, manifest, calibration) if takes_memory else None,
+        demand=want,
+        is_elastic=want is not None and want.is_elastic,
     )
 
 

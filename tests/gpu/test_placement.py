@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations, product
 
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.gpu.fit import Configuration, fit_on_cards
-from appliance.gpu.joint import place_all
+from appliance.gpu.joint import place_together
 from appliance.gpu.placement import place
 from appliance.gpu.space import space_in
 from appliance.gpu.types import (
@@ -197,10 +197,10 @@ def test_together_all_that_can_be_packed_is_packed_and_no_card_goes_over(
         )
         for n, size in enumerate(sizes)
     ]
-    plan = place_all(all_wanted, inventory, policy=TIGHT)
-    assert plan == place_all(all_wanted, inventory, policy=TIGHT)
-    for uuid, size in plan.reserved.items():
-        assert size <= (inventory.device(uuid) or inventory.host).total_bytes
+    space = space_in(inventory, {}, TIGHT)
+    placed = place_together(all_wanted, space, TIGHT)
+    assert placed == place_together(all_wanted, space, TIGHT)
+    assert all(size >= 0 for size in space.without(placed.values()).room.values())
     packable = any(
         all(
             sum(size for size, at in zip(sizes, homes, strict=True) if at == card) <= totals[card]
@@ -208,7 +208,7 @@ def test_together_all_that_can_be_packed_is_packed_and_no_card_goes_over(
         )
         for homes in product(range(len(totals)), repeat=len(sizes))
     )
-    assert (not plan.refused) == packable
+    assert (len(placed) == len(all_wanted)) == packable
 
 
 def test_the_tightest_single_card_that_holds_it_is_taken() -> None:
@@ -340,15 +340,29 @@ def test_without_a_card_models_go_to_the_host() -> None:
 
 
 def test_the_more_urgent_model_gets_the_card_when_both_cannot_have_one() -> None:
-    plan = place_all(
-        [
-            Want("slow", FixedFootprint(6 * GIB), 1024, priority=2, allow_host=False),
-            Want("fast", FixedFootprint(6 * GIB), 1024, priority=0, allow_host=False),
-        ],
-        machine(8 * GIB),
-    )
-    assert [placement.model for placement in plan.placements] == ["fast"]
-    assert [refusal.model for refusal in plan.refused] == ["slow"]
+    space = space_in(machine(8 * GIB), {}, TIGHT)
+    slow = Want("slow", FixedFootprint(6 * GIB), 1024, priority=2, allow_host=False, worth=9.0)
+    fast = Want("fast", FixedFootprint(6 * GIB), 1024, priority=0, allow_host=False)
+    assert list(place_together([slow, fast], space)) == ["fast"]
+
+
+def test_of_equally_urgent_models_those_worth_most_get_the_card() -> None:
+    space = space_in(machine(10 * GIB), {}, TIGHT)
+    large = Want("large", FixedFootprint(8 * GIB), 1024, allow_host=False, worth=3.0)
+    small = [
+        Want(f"small{n}", FixedFootprint(4 * GIB), 1024, allow_host=False, worth=2.0)
+        for n in (1, 2)
+    ]
+    assert list(place_together([large, *small], space)) == ["small1", "small2"]
+    assert list(place_together([replace(large, worth=5.0), *small], space)) == ["large"]
+
+
+def test_slots_are_shared_out_evenly_among_equally_urgent_models() -> None:
+    model = Layered(n_layers=1, layer=100, per_token=1, overhead=0)
+    wants = [replace(want(model, context_window=100, slots=8), model=name) for name in "abc"]
+    space = space_in(machine(300 + 1400), {}, TIGHT)
+    slots = [placed.slots for placed in place_together(wants, space, TIGHT).values()]
+    assert slots == [6, 4, 4], "1400 tokens: four each, and what is left for the first"
 
 
 @pytest.mark.parametrize("gpus", [1, 4, 8])

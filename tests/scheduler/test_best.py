@@ -8,6 +8,7 @@ from appliance.gpu.types import GIB, HOST, Layout, Want
 from appliance.scheduler.core import Core
 from appliance.scheduler.memory_placer import MemoryPlacer
 from appliance.scheduler.policy import Policy
+from appliance.scheduler.together import parts
 from appliance.scheduler.values import (
     ConfigChanged,
     DeviceView,
@@ -19,6 +20,8 @@ from appliance.scheduler.values import (
     InventoryChanged,
     LeaseReleased,
     ModelSpec,
+    Shared,
+    ShareOut,
     StartInstance,
     StepRequested,
     StopInstance,
@@ -61,6 +64,8 @@ class Workstation:
         self.now_s = 0.0
         self.where: dict[str, dict[str, int]] = {}
         self.loads: list[str] = []
+        self.slots: dict[str, int] = {}
+        """Of each model's latest load."""
         self.foreign(0)
         self.send(ConfigChanged(models))
 
@@ -81,8 +86,11 @@ class Workstation:
         match effect:
             case StartInstance():
                 self.loads.append(effect.spec.name)
+                self.slots[effect.spec.name] = effect.fit.slots
                 self.where[effect.spec.name] = dict(effect.fit.bytes_by_device)
                 self.send(InstanceReady(effect.instance_id, 1.0, effect.fit.slots))
+            case ShareOut():
+                self.send(Shared(effect.number, parts(effect.models, effect.capacity)))
             case StopInstance():
                 self.send(InstanceGone(effect.instance_id))
             case Grant():

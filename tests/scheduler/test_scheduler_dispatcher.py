@@ -11,13 +11,18 @@ import pytest
 
 from appliance.clock import SystemClock
 from appliance.errors import EngineError, ModelBroken, NoCapacity, NotFound, Overloaded
+from appliance.gpu.types import GIB
 from appliance.scheduler.core import Core
 from appliance.scheduler.dispatcher import Scheduler
 from appliance.scheduler.leases import LeaseRequest
+from appliance.scheduler.memory_placer import MemoryPlacer
 from appliance.scheduler.placing import BestFit
 from appliance.scheduler.policy import Policy
+from appliance.scheduler.together import parts
 from appliance.scheduler.values import AgentSpec, DeviceView, ModelSpec, Record
 from appliance.types import Progress
+from tests.scheduler.test_best import CARD
+from tests.scheduler.test_together import chat
 
 Make = Any
 
@@ -73,6 +78,21 @@ async def test_who_waits_for_a_load_is_told_how_far_it_is(make_workshop: Make) -
         workshop.may_load.set()
         await waiting
         assert running.load_progress("a") == 0.0, "it is not starting any more"
+
+
+async def test_models_in_use_are_loaded_side_by_side_with_fewer_slots(make_workshop: Make) -> None:
+    core = Core(MemoryPlacer(lambda: core.holdings(), lambda _: False))
+    async with Scheduler(core, make_workshop(), SystemClock(), parts=parts) as running:
+        await running.inventory_changed([DeviceView("gpu0", CARD)])
+        await running.reconfigure([chat("a"), chat("b")], [])
+        for number in range(40):
+            async with running.lease(LeaseRequest(f"r{number}", "x", ("ab"[number % 2],))):
+                pass
+            models = running.snapshot().models.values()
+            if all(model.vram_bytes == 12 * GIB for model in models):
+                break
+        else:
+            raise AssertionError(f"they still take turns: {models}")
 
 
 async def test_another_model_takes_the_place_of_an_idle_one(make_workshop: Make) -> None:
