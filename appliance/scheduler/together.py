@@ -52,7 +52,7 @@ def together(
 
 def parts(models: Mapping[ModelSpec, Use], capacity: Mapping[str, int]) -> dict[str, ModelSpec]:
     """Of these models those that wish for more than their part, with that as their wish. Nobody's
-    part is less than what was in use at once: swapping costs seconds, too few slots cost minutes.
+    part is less than he needs: swapping costs seconds, too few slots cost minutes.
     Where not all fit side by side, it is those that are worth most."""
     cards = tuple(device for device in capacity if device != HOST)
     pinned = {model.name for model in models if model.pinned}
