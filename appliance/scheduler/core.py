@@ -216,7 +216,8 @@ class Core:
         book.open(instance, event.slots, now_s)
         if event.bytes_by_device is not None:
             promised = book.ledger.held_by(event.instance_id)
-            book.ledger.settle(event.instance_id, settled(promised, event.bytes_by_device))
+            charged = settled(promised, event.bytes_by_device, book.open_free())
+            book.ledger.settle(event.instance_id, charged)
         state = book.models.get(instance.model)
         book.record(
             now_s,

@@ -96,11 +96,15 @@ class Ledger:
         return [name for name, size in self._capacity.items() if used[name] > size]
 
 
-def settled(promised: Mapping[str, int], measured: Mapping[str, int]) -> dict[str, int]:
+def settled(
+    promised: Mapping[str, int], measured: Mapping[str, int], free: Mapping[str, int]
+) -> dict[str, int]:
     """What an instance is charged once it was measured: never less than was promised, for it may
-    not have used all of it yet; more where it takes more, and one per cent on top of that."""
-    seen = {device: size + size // 100 for device, size in measured.items() if size}
-    return {
-        device: max(promised.get(device, 0), seen.get(device, 0))
-        for device in promised.keys() | seen.keys()
-    }
+    not have used all of it yet; more where it takes more, and one per cent on top of that, but of
+    no more than is free: a card is not overdrawn for a margin."""
+    charged = dict(promised)
+    for device, size in measured.items():
+        known = promised.get(device, 0)
+        with_margin = min(size + size // 100, known + free.get(device, 0))
+        charged[device] = max(known, size, with_margin)
+    return {device: size for device, size in charged.items() if size}

@@ -88,5 +88,10 @@ def test_a_measured_model_needs_a_smaller_margin(model: Path, tmp_path: Path) ->
 
 
 def test_an_instance_is_charged_what_was_promised_or_what_it_takes_and_one_per_cent() -> None:
-    assert settled({"a": 1000, "b": 500}, {"a": 2000, "b": 100}) == {"a": 2020, "b": 500}
-    assert settled({"a": 1000}, {}) == {"a": 1000}
+    assert settled({"a": 1000, "b": 500}, {"a": 2000, "b": 100}, {"a": 5000}) == {
+        "a": 2020,
+        "b": 500,
+    }
+    assert settled({"a": 1000}, {}, {}) == {"a": 1000}
+    assert settled({"a": 1000}, {"a": 995}, {"a": 2}) == {"a": 1002}, "no card is overdrawn for it"
+    assert settled({"a": 1000}, {"a": 1100}, {"a": 2}) == {"a": 1100}, "what is there is there"
