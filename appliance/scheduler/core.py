@@ -26,6 +26,7 @@ from appliance.scheduler.values import (
     DEFAULT_WEIGHT,
     Capacity,
     ConfigChanged,
+    DeviceCapacity,
     DrainRequested,
     Effect,
     Event,
@@ -113,6 +114,10 @@ class Core:
 
     def capacity(self, now_s: float) -> Capacity:
         return outlook.capacity(self._book, now_s)
+
+    def devices(self, now_s: float) -> tuple[DeviceCapacity, ...]:
+        """Of that picture the cards alone, for who asks at every event."""
+        return outlook.devices(self._book, now_s)
 
     def holdings(self) -> Holdings:
         """For the placer, which is asked in the middle of a decision."""

@@ -60,7 +60,12 @@ def capacity(book: Book, now_s: float) -> Capacity:
         name: _model(book, state, now_s, wait_s)
         for (name, state), wait_s in zip(book.models.items(), waits, strict=True)
     }
-    devices = tuple(
+    return Capacity(now_s, models, devices(book, now_s), len(book.queue), len(book.leases))
+
+
+def devices(book: Book, now_s: float) -> tuple[DeviceCapacity, ...]:
+    """The part of that picture that costs no predictions."""
+    return tuple(
         DeviceCapacity(
             name,
             book.views[name].capacity_bytes if name in book.views else 0,
@@ -69,7 +74,6 @@ def capacity(book: Book, now_s: float) -> Capacity:
         )
         for name in book.ledger.accounts()
     )
-    return Capacity(now_s, models, devices, len(book.queue), len(book.leases))
 
 
 def _room_s(book: Book, state: ModelState, turns: Callable[[], Rotation]) -> float:

@@ -1,4 +1,10 @@
-"""The offline optimum of the ordeal: what two cards could hold at best."""
+"""What two cards could hold at best at one instant.
+
+The most bytes of the configured models that fit beside the other program's true use and the
+reserve, with true sizes, loads and moves in no time, among all choices that hold the models which
+work or load at that instant. No schedule that serves the same steps at the same moments ever holds
+more, and none holds as much: it would have to move models between cards at every instant, for free.
+"""
 
 from __future__ import annotations
 
