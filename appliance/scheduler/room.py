@@ -37,6 +37,7 @@ def make_room(book: Book, now_s: float) -> bool:
         changed |= _load_for_waiters(book, state, now_s)
         if state.current is None:
             book.read_ahead(state, now_s)
+    changed = changed or _start_behind(book, now_s)
     for state in book.wanted:
         if book.may_load(state, now_s):
             changed |= _load_wanted(book, state, now_s)
@@ -83,6 +84,29 @@ def _most_urgent(book: Book, now_s: float) -> list[ModelState]:
             if len(found) == _TRIED_PER_EVENT:
                 break
     return found
+
+
+def _start_behind(book: Book, now_s: float) -> bool:
+    """Starts one that fits into free bytes although more urgent ones wait for their room to be
+    made: they gain nothing by its waiting too. Not where one is due, or a claim is to be filled."""
+    if next(book.queue.due_lines(), None) is not None:
+        return False
+    most_bytes, tried = sum(book.open_free().values()), 0
+    for model in book.queue.by_urgency():
+        state = book.models[model]
+        is_known_misfit = state.misfit_room == book.room or not 0 < state.size_bytes <= most_bytes
+        if is_known_misfit or not book.may_load(state, now_s):
+            continue
+        fit = best.place(book, state, book.open_free())
+        if isinstance(fit, Misfit):
+            state.misfit_room = book.room
+        elif not (fit.is_less or _is_awaited(book, fit)):
+            start(book, state, fit, now_s)
+            return True
+        tried += 1
+        if tried == _TRIED_PER_EVENT:
+            break
+    return False
 
 
 def _complete_claims(book: Book, now_s: float) -> bool:
@@ -187,8 +211,7 @@ def _refill(book: Book, now_s: float) -> bool:
         fit = best.place(book, state, book.open_free())
         if isinstance(fit, Misfit) or not fit.total_bytes or (fit.is_less and book.leaving):
             continue
-        awaited = any(_share_a_device(fit, claim.fit) for claim in book.claims())
-        if not (awaited or _is_loading_on(book, fit.bytes_by_device)):
+        if not _is_awaited(book, fit):
             start(book, state, fit, now_s, is_guess=True)
             return True
     return False
@@ -309,6 +332,13 @@ def _still_there(book: Book, state: ModelState, claimed: Fit) -> Fit | None:
     free = book.open_free()
     fit = best.place(book, state, {d: free.get(d, 0) for d in claimed.bytes_by_device})
     return None if isinstance(fit, Misfit) else fit
+
+
+def _is_awaited(book: Book, fit: Fit) -> bool:
+    """Another load runs there, or is to begin as soon as there is room."""
+    if any(_share_a_device(fit, claim.fit) for claim in book.claims()):
+        return True
+    return _is_loading_on(book, fit.bytes_by_device)
 
 
 def _share_a_device(one: Fit, other: Fit) -> bool:

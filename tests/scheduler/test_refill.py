@@ -122,6 +122,20 @@ def test_a_guess_that_gave_way_is_not_cut_again_on_the_other_card() -> None:
     assert sorted(machine.loads) == ["m", "m", "m", "n"]
 
 
+def test_what_is_asked_for_and_fits_is_not_left_behind_those_who_wait_for_room() -> None:
+    """For two more urgent models victims are sought at each event; a third had to wait for both
+    beside free memory, for half a minute in the ordeal."""
+    works = [ModelSpec("u", demand=90), ModelSpec("v", demand=50)]
+    waits = [ModelSpec("x", demand=95), ModelSpec("y", demand=95)]
+    machine = Machine(*works, *waits, ModelSpec("z", demand=40), cards=2)
+    for model in ("u", "v"):
+        machine.send(StepRequested(f"of {model}", "a", (model,)), 1.0)
+        machine.finish_loads()
+    for model in ("x", "y", "z"):
+        machine.send(StepRequested(f"of {model}", "b", (model,)), 0.1)
+    assert machine.loads == ["u", "v", "z"]
+
+
 def test_a_guess_is_cut_short_when_a_request_needs_its_place() -> None:
     machine = Machine(ModelSpec("m", demand=60), ModelSpec("n", demand=70))
     machine.serve("m")
