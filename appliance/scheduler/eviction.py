@@ -6,15 +6,12 @@ Devices make it a covering problem: bytes on the wrong card do not help. Exhaust
 the question at 50 instances, so: add victims in order of rising density until the placer finds room
 (fits are monotone in free bytes, so a bisection finds the shortest such prefix), then give back,
 dearest first, each one without whom it still fits. The result is minimal: every victim is needed.
-Cheap per byte is not cheap, though: a large one may have been taken for a small want. So a single
-one that makes room and costs less in all goes instead. Sets of two and three brought nothing more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import nlargest
 from typing import TypeAlias
 
 from appliance.scheduler.values import Fit, Misfit
@@ -22,27 +19,14 @@ from appliance.scheduler.values import Fit, Misfit
 Placing: TypeAlias = Callable[[Mapping[str, int]], Fit | Misfit]
 """Where the model in question goes among free bytes per device."""
 
-_WORTH_ASKING = 0.75
-"""Of what the victims found cost, what another may cost for which the placer is asked once more."""
-
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An instance that may go. `density`: expected reload seconds per second and GiB; below zero
-    where it goes anyway."""
+    """An instance that may go. `density`: expected reload seconds per second and GiB."""
 
     instance_id: str
     bytes_by_device: Mapping[str, int]
     density: float
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(self.bytes_by_device.values())
-
-    @property
-    def loss(self) -> float:
-        """What it costs in all that it goes."""
-        return max(self.density, 0.0) * self.size_bytes
 
 
 def choose_victims(
@@ -60,28 +44,7 @@ def choose_victims(
         trial = place(_with_freed(free, fewer))
         if isinstance(trial, Fit):
             fit, chosen = trial, fewer
-    return _alone(free, ranked, (fit, chosen), place) or (fit, chosen)
-
-
-def _alone(
-    free: Mapping[str, int],
-    candidates: Sequence[Candidate],
-    found: tuple[Fit, list[Candidate]],
-    place: Placing,
-) -> tuple[Fit, list[Candidate]] | None:
-    """One that makes room by itself and costs clearly less than the victims found; only the
-    cheapest is tried with whose bytes there would be enough on as many cards."""
-    fit, chosen = found
-    most_loss = _WORTH_ASKING * sum(candidate.loss for candidate in chosen)
-    cards = len(fit.bytes_by_device)
-    for candidate in sorted(candidates, key=lambda c: (c.loss, c.instance_id)):
-        if candidate.loss >= most_loss:
-            return None
-        freed = _with_freed(free, [candidate])
-        if sum(nlargest(cards, freed.values())) >= fit.total_bytes:
-            trial = place(freed)
-            return (trial, [candidate]) if isinstance(trial, Fit) else None
-    return None
+    return fit, chosen
 
 
 def _shortest_prefix(
