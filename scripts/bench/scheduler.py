@@ -10,9 +10,9 @@ A trace has the columns time_s, agent, model, duration_s; all models are of one 
 of them are resident at once. `--make` writes a development trace: real arrivals (see
 ../shared/traces/README.md, stretched a hundredfold) with models drawn by a seed. `--decisions`
 times one decision with 50 models on 8 devices and 1,000 requests waiting: one event with all that
-follows from it, which may be many granted steps. `--families` replays the
-self-made families of tests/scheduler/families.py in arrival order. `--preloads` plays the teams of
-tests/scheduler/teams.py and the families on virtual time, without and with preloads.
+follows from it, and by each step granted and each decision recorded in it. `--families` replays
+the self-made families of tests/scheduler/families.py in arrival order. `--preloads` plays the teams
+of tests/scheduler/teams.py and the families on virtual time, without and with preloads.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ from appliance.scheduler.values import (
     InventoryChanged,
     LeaseReleased,
     ModelSpec,
+    Record,
     StartInstance,
     StepRequested,
     StopInstance,
@@ -74,6 +75,9 @@ STRETCH = 100.0
 TOKENS_PER_S = 40.0
 _PLACED = ("llama-3.1-8b", "mistral-nemo-12b", "qwen2.5-7b", "llama-3.2-3b", "llama-2-7b")
 """Models whose decisions are timed, ten of each and with one of three windows."""
+_FOLLOWS = {"ready", "gone", "stop", "drain", "read_ahead"}
+"""Records of what happened or follows; every other one is a decision (a step granted or refused, a
+model loaded, evicted, preloaded)."""
 
 
 def main() -> int:
@@ -320,7 +324,7 @@ def _timed(core: Core, models: list[ModelSpec], prefix: str) -> dict[str, object
     now_s, number, waiting = 0.0, 0, 0
     leases: list[str] = []
     todo: list[Event] = []
-    took: list[tuple[float, int]] = []
+    took: list[tuple[float, int, int]] = []
     tidied: list[float] = []
     while number < 3000:
         if not todo:
@@ -338,7 +342,10 @@ def _timed(core: Core, models: list[ModelSpec], prefix: str) -> dict[str, object
                 todo.append(Tick())
         began = time.thread_time()
         effects = core.handle(todo.pop(), now_s)
-        took.append((time.thread_time() - began, sum(isinstance(e, Grant) for e in effects)))
+        seconds = time.thread_time() - began
+        kinds = [e.kind for e in effects if isinstance(e, Record)]
+        decided = sum(kind not in _FOLLOWS for kind in kinds)
+        took.append((seconds, kinds.count("grant"), max(decided, 1)))
         began = time.thread_time()
         while core.tidy():
             pass
@@ -355,14 +362,17 @@ def _timed(core: Core, models: list[ModelSpec], prefix: str) -> dict[str, object
                 case _:
                     pass
     took = took[500:]
-    events = sorted(seconds for seconds, _ in took)
-    steps = sorted(s / grants for s, grants in took if grants for _ in range(grants))
+    events = sorted(seconds for seconds, _, _ in took)
+    steps = sorted(s / grants for s, grants, _ in took if grants for _ in range(grants))
+    each = sorted(s / decided for s, _, decided in took for _ in range(decided))
     return {
         f"{prefix}decisions": len(events),
         **_quantiles(f"{prefix}decision_us", events),
         f"{prefix}granted": len(steps),
         **_quantiles(f"{prefix}granted_step_us", steps),
-        f"{prefix}granted_at_once_max": max(grants for _, grants in took),
+        f"{prefix}granted_at_once_max": max(grants for _, grants, _ in took),
+        f"{prefix}each": len(each),
+        **_quantiles(f"{prefix}each_us", each),
         **_quantiles(f"{prefix}tidy_us", sorted(tidied[500:])),
     }
 
