@@ -33,9 +33,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from appliance.gpu.calibration import Calibration, load_key
 from appliance.gpu.footprint import ShapeFootprint
 from appliance.gpu.shape import read_shape
-from appliance.gpu.types import HOST, Want
+from appliance.gpu.types import HOST, KvType, Layout, ModelShape, Want
 from appliance.scheduler.core import Core
 from appliance.scheduler.memory_placer import MemoryPlacer
 from appliance.scheduler.placing import BestFit
@@ -292,26 +293,40 @@ def _write(rows: list[TraceRow], path: Path) -> int:
 
 
 def _decisions() -> dict[str, object]:
-    """Models as the daemon places them, and models of one size on one card each."""
+    """Models as the daemon places them, before and after a load of each was measured, and models of
+    one size on one card each."""
     with tempfile.TemporaryDirectory() as folder:
         shapes = [read_shape(write(SKETCHES[name](), Path(folder))) for name in _PLACED]
     rng = random.Random(0)
-    placed, sized = [], []
+    placed, measured, sized = [], [], []
     for number in range(50):
-        footprint = ShapeFootprint(shapes[number % len(shapes)], is_promise=True)
+        shape = shapes[number % len(shapes)]
         window = rng.choice((4096, 8192, 12288))
-        want = Want(f"m{number}", footprint, window, slots=4, min_slots=4, allow_partial=False,
-                    allow_host=False)  # fmt: skip
-        placed.append(ModelSpec(want.model, 4, demand=want))
-        sized.append(ModelSpec(want.model, 4, demand=rng.randint(4, 16) << 30))
+        for some, known in ((placed, None), (measured, _measured(shape))):
+            footprint = ShapeFootprint(shape, known, is_promise=True)
+            want = Want(f"m{number}", footprint, window, slots=4, min_slots=4, allow_partial=False,
+                        allow_host=False)  # fmt: skip
+            some.append(ModelSpec(want.model, 4, demand=want))
+        sized.append(ModelSpec(f"m{number}", 4, demand=rng.randint(4, 16) << 30))
+    figures: dict[str, object] = {"models": 50, "devices": 8, "waiting": 1000}
+    for prefix, models in (("", placed), ("measured_", measured)):
+        figures |= _timed(_placing_core(), models, prefix)
+    return figures | _timed(Core(BestFit()), sized, "one_size_")
+
+
+def _placing_core() -> Core:
     core = Core(MemoryPlacer(lambda: core.holdings(), lambda _: False))
-    return {
-        "models": 50,
-        "devices": 8,
-        "waiting": 1000,
-        **_timed(core, placed, ""),
-        **_timed(Core(BestFit()), sized, "one_size_"),
-    }
+    return core
+
+
+def _measured(shape: ModelShape) -> Calibration:
+    """One load on two cards took what was promised."""
+    footprint = ShapeFootprint(shape, is_promise=True)
+    counts = (footprint.n_layers - 10, 10)
+    layout = Layout(8192, 4, KvType.F16, footprint.n_layers, tuple(map(float, counts)))
+    key = load_key(shape, footprint.params(layout, ()))
+    sizes = footprint.bytes_by_device(layout)
+    return Calibration(measured={(key, 0): sizes[0], (key, 1): sizes[1]})
 
 
 def _timed(core: Core, models: list[ModelSpec], prefix: str) -> dict[str, object]:
