@@ -53,10 +53,12 @@ def fit_on_cards(
     """All layers on as few cards as possible; None when no choice of `cards` holds them."""
     by_room = sorted(cards, key=lambda uuid: (room[uuid], uuid))
 
-    def search(filling: Filling, rooms: Sequence[int]) -> Split | None:
+    def search(filling: Filling, rooms: Sequence[int]) -> list[Split]:
         runs = Runs(filling, rooms)
         fewest = runs.fewest(most_cards)
-        return runs.tightest(fewest) if fewest is not None and is_packing else fewest
+        if fewest is None:
+            return []
+        return [runs.tightest(fewest), fewest] if is_packing else [fewest]
 
     return _checked(footprint, configuration, room, by_room, search) if cards else None
 
@@ -115,26 +117,27 @@ def _checked(
     configuration: Configuration,
     room: Mapping[str, int],
     cards: Sequence[str],
-    search: Callable[[Filling, Sequence[int]], Split | None],
+    search: Callable[[Filling, Sequence[int]], list[Split]],
 ) -> Fit | None:
-    """What the search finds on these cards, with care where the very split was seen to need
-    more."""
+    """The first that the search finds on these cards, with care where the very splits were seen to
+    need more."""
     rooms = [room[uuid] for uuid in cards]
     for with_care in (False, True):
         filling = Filling(footprint, configuration, with_care=with_care)
-        split = search(filling, rooms)
-        if split is None:
+        splits = search(filling, rooms)
+        if not splits:
             return None
-        chosen, counts = tuple([cards[n] for n in split[0]]), split[1]
-        *on_cards, on_host = filling.sizes(counts, sum(counts))
-        if on_host > room.get(HOST, 0):
-            return None
-        if any(size > room[uuid] for uuid, size in zip(chosen, on_cards, strict=True)):
-            continue
-        shares = [DeviceShare(uuid, size) for uuid, size in zip(chosen, on_cards, strict=True)]
-        if on_host:
-            shares.append(DeviceShare(HOST, on_host))
-        return Fit(configuration, chosen, counts, tuple(shares))
+        for order, counts in splits:
+            chosen = tuple([cards[n] for n in order])
+            *on_cards, on_host = filling.sizes(counts, sum(counts))
+            if on_host > room.get(HOST, 0):
+                return None
+            if any(size > room[uuid] for uuid, size in zip(chosen, on_cards, strict=True)):
+                continue
+            shares = [DeviceShare(uuid, size) for uuid, size in zip(chosen, on_cards, strict=True)]
+            if on_host:
+                shares.append(DeviceShare(HOST, on_host))
+            return Fit(configuration, chosen, counts, tuple(shares))
     return None
 
 
@@ -198,7 +201,7 @@ class Runs:
         return useful + 1 if filled is None else sum(1 for count in filled if count)
 
 
-def _partly(filling: Filling, rooms: Sequence[int]) -> Split | None:
+def _partly(filling: Filling, rooms: Sequence[int]) -> list[Split]:
     """The roomiest cards dominate all others, so only their order is searched."""
     best: Split | None = None
     most = 0
@@ -212,15 +215,15 @@ def _partly(filling: Filling, rooms: Sequence[int]) -> Split | None:
         counts = None if more is None else filling.fill(ordered, more)
         if more is not None and counts is not None:
             best, most = _used(order, counts), more
-    return best
+    return [] if best is None else [best]
 
 
-def _exactly(filling: Filling, rooms: Sequence[int], layers: int) -> Split | None:
+def _exactly(filling: Filling, rooms: Sequence[int], layers: int) -> list[Split]:
     for order in _orders(len(rooms)):
         counts = filling.fill([rooms[n] for n in order], layers)
         if counts is not None:
-            return _used(order, counts)
-    return None
+            return [_used(order, counts)]
+    return []
 
 
 def _roomiest(room: Mapping[str, int], cards: Sequence[str], count: int) -> list[str]:
