@@ -234,14 +234,18 @@ class Steps:
     async def _try(
         self, turn: LiveTurn, ready: Ready, target: str, attempt: int, tries: _Tries
     ) -> Completion:
-        self._health.started(target)
+        number = self._health.started(target)
         try:
             done = await self._attempts.make(turn, ready, target, attempt)
-        except BaseException:
-            self._health.ended(target)
+        except BaseException as error:
+            failure = _failure(error)
+            if failure is None:
+                self._health.ended(target, number)
+            else:
+                self._health.failed(target, number, failure, str(error))
             raise
         provider = provider_of(self._config().models[target])
-        self._health.succeeded(target, provider, tries.refund)
+        self._health.succeeded(target, number, provider, tries.refund)
         return done
 
     # --- after an attempt -----------------------------------------------------------------------
@@ -254,20 +258,13 @@ class Steps:
         ready: Ready,
         has_elsewhere: bool,
     ) -> None:
-        """Count a failure of a target, and wait where it is tried again."""
+        """Settle whether a target that failed is tried again, and wait where it is."""
         if isinstance(error, Preempted):
             return
         tries.is_over = True
-        model = self._config().models.get(target)
-        if model is None or not isinstance(error, EngineError):
+        model, failure = self._config().models.get(target), _failure(error)
+        if model is None or failure is None:
             return
-        details = error.details
-        failure = retry.classify(
-            details.get("status"), details.get("type"), details.get("error_code")
-        )
-        if not error.retryable and "status" not in details:
-            return
-        self._health.failed(target, failure, error.message)
         provider = provider_of(model)
         if provider == THIS_MACHINE:
             tries.is_over = tries.failures >= LOCAL_RETRIES
@@ -278,7 +275,7 @@ class Steps:
                 failure,
                 tries.failures,
                 retry_after_s=error.retry_after_s,
-                should_retry=details.get("should_retry"),
+                should_retry=error.details.get("should_retry"),
                 time_left_s=ready.deadline_s - self._clock.monotonic(),
                 has_elsewhere=has_elsewhere,
             ),
@@ -322,6 +319,16 @@ def _taken(facts: StepFacts, decision: Decision, judged: Judged) -> Taken:
     assert isinstance(decision.outcome, Route)
     target = next(each for each in decision.targets if each.name == decision.outcome.target)
     return Taken(facts, target, decision.outcome.propensity, judged.shown)
+
+
+def _failure(error: BaseException) -> retry.Failure | None:
+    """What an attempt's end says of the backend that was asked; None when nothing."""
+    if not isinstance(error, EngineError) or isinstance(error, Preempted):
+        return None
+    details = error.details
+    if not error.retryable and "status" not in details:
+        return None
+    return retry.classify(details.get("status"), details.get("type"), details.get("error_code"))
 
 
 def _has_elsewhere(route: Route, config: Config) -> bool:
