@@ -132,8 +132,11 @@ class Steps:
         tries: defaultdict[str, _Tries] = defaultdict(_Tries)
         last_error: ApplianceError | None = None
         handed_up: tuple[Taken, Judged] | None = None
+        spendable = ready.left.spend_micro_usd + turn.state.spent_micro_usd
         for attempt in range(move.attempt, move.attempt + ATTEMPTS_MAX):
-            ready = self._as_sensitive_as_now(ready)
+            left_micro_usd = spendable - turn.state.spent_micro_usd
+            left = replace(ready.left, spend_micro_usd=left_micro_usd)
+            ready = replace(self._as_sensitive_as_now(ready), left=left)
             given_up = frozenset(name for name, each in tries.items() if each.is_over)
             facts, decision = await self._decide(ready, given_up, handed_up is not None)
             if isinstance(decision.outcome, NoRoute):
@@ -146,6 +149,7 @@ class Steps:
                 if isinstance(error, BudgetExceeded) and self._config().budgets.on_cap == "refuse":
                     raise
                 last_error = error
+                await turn.see_charges()
                 await turn.append(_attempt_failed(move.step, attempt, target, error))
                 elsewhere = _has_elsewhere(decision.outcome, self._config())
                 await self._after(error, target, tries[target], ready, elsewhere)
