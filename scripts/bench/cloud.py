@@ -69,6 +69,7 @@ async def faults(
         "faulted_calls_pct": 100 * faulted / sum(seen.values()),
         "answered_in_cloud_pct": 100 * sum("Reply" in text for text in texts) / turns,
         "rejected_by_validation": len(await claude.violations()),
+        "connections_per_100_calls": 100 * await claude.connections() / sum(seen.values()),
     }
 
 
