@@ -13,9 +13,8 @@ A last user text with `ORDER NAME {…}` is answered with that tool call, where 
 
 `POST /_scenario {"steps": [...], "share": 0.2, "mix": [...], "seed": 1, "reply": "…"}` sets what
 comes: listed steps first, then each request is a step of `mix` with probability `share`.
-`GET /_bill`, `GET /_seen` (requests by outcome, violations, connections), `POST /_go`, `POST /_reset`. Every
-request's raw
-bytes go to the log file, which is where canaries are searched.
+`GET /_bill`, `GET /_seen` (requests by outcome, violations, connections), `POST /_go`,
+`POST /_reset`. Every request's raw bytes go to the log file, which is where canaries are searched.
 """
 
 from __future__ import annotations
