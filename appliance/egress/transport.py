@@ -109,12 +109,12 @@ class DoorTransport(httpx2.AsyncBaseTransport):
                 with _httpx_errors(), exchanging(exchange and exchange.anew()):
                     return await pool.handle_async_request(request)
             except (httpx2.ReadError, httpx2.RemoteProtocolError):
-                if resends == RESENDS_MAX or exchange is None or self._has_left(exchange):
+                if resends == RESENDS_MAX or exchange is None or self._may_have_left(exchange):
                     raise
         raise AssertionError("unreachable")
 
-    def _has_left(self, exchange: Exchange) -> bool:
-        return self._courier is None or self._courier.has_left(exchange.header["name"])
+    def _may_have_left(self, exchange: Exchange) -> bool:
+        return self._courier is None or self._courier.has_tape(exchange.header["name"])
 
     async def aclose(self) -> None:
         await self._pool.aclose()

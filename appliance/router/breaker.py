@@ -9,8 +9,8 @@ nothing of its siblings.
 
 *In a row* is the order in which calls were made, and a call that is still under way ends a row.
 By the order in which they end, every busy provider would seem to fail in rows, since a refusal
-comes sooner than an answer: of sixteen calls made at once with one in five failing, five failures
-are told together in one case of five, and the breaker once took that for an outage.
+comes sooner than an answer: of sixteen calls made at once with one in five failing, five or more
+fail in one case of five, and told one after the other they were once taken for an outage.
 
 The last usable backend is never ejected: `route` may still try it while open, paced by the retry
 budget, because refusing every step cannot be better than trying one.

@@ -110,7 +110,7 @@ class Courier:
 
     # --- tapes ----------------------------------------------------------------------------------
 
-    def has_left(self, name: str) -> bool:
+    def has_tape(self, name: str) -> bool:
         """Whether the request of this name may have left: a tape is made before."""
         return self._path(name).exists()
 
