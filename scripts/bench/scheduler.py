@@ -33,6 +33,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from appliance.errors import BadRequest
 from appliance.gpu.calibration import Calibration, load_key
 from appliance.gpu.footprint import ShapeFootprint
 from appliance.gpu.shape import read_shape
@@ -89,8 +90,14 @@ def main() -> int:
         figures = _decisions()
     elif options.preloads:
         figures = _preloads(options)
+    elif options.families:
+        figures = _families(options)
     else:
-        figures = _families(options) if options.families else _swaps(options)
+        try:
+            figures = _swaps(options)
+        except BadRequest as error:
+            print(f"scheduler.py: {error}", file=sys.stderr)
+            return 2
     for name, value in figures.items():
         print(f"{name:>18}  {value}")
     if options.json:
@@ -106,9 +113,11 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--trace", help="CSV with time_s, agent, model, duration_s")
-    parser.add_argument("--slots", type=int, default=4, help="models resident at once")
-    parser.add_argument("--window", type=int, default=1, help="requests that may be reordered")
-    parser.add_argument("--load-s", type=float, default=10.0, help="seconds a load takes (waits)")
+    parser.add_argument("--slots", type=_count, default=4, help="models resident at once")
+    parser.add_argument("--window", type=_count, default=1, help="requests that may be reordered")
+    parser.add_argument(
+        "--load-s", type=_seconds, default=10.0, help="seconds a load takes (waits)"
+    )
     parser.add_argument("--make", choices=["zipf", "bursts"], help="write a development trace")
     parser.add_argument("--out", default="trace.csv")
     parser.add_argument("--seed", type=int, default=0)
@@ -124,6 +133,22 @@ def _options() -> argparse.Namespace:
     if not any(asked):
         parser.error("give --trace, --make, --decisions, --families or --preloads")
     return options
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds) or seconds < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
 
 
 def _swaps(options: argparse.Namespace) -> dict[str, object]:
