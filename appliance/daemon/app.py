@@ -312,7 +312,7 @@ async def run_daemon(
             ),
             background.create_task(systemd.feed_watchdog(is_alive), name="watchdog"),
             background.create_task(settle_left(), name="tapes"),
-            background.create_task(_import_the_rest(), name="imports"),
+            background.create_task(_import_the_rest(engines, turns), name="imports"),
         ]
         asyncio.get_running_loop().add_signal_handler(
             signal.SIGHUP, lambda: background.create_task(configuration.reload_quietly())
@@ -344,10 +344,13 @@ async def _reconfigure(
     await scheduler.reconfigure(named, agent_specs(config), policy_of(config))
 
 
-async def _import_the_rest() -> None:
-    """What a start leaves out and a turn's first tool call would wait for, in a thread."""
+async def _import_the_rest(engines: Engines, turns: Turns) -> None:
+    """What a start leaves out and a turn's first tool call, or its first call to the cloud, would
+    wait for, in a thread."""
     await asyncio.sleep(QUIET_S)
     await asyncio.to_thread(schema.problems, {"type": "object"}, {})
+    if not turns.unfinished_count:
+        await asyncio.to_thread(engines.import_ahead)
 
 
 async def _load_anew(weights: Weights, reconfigure: Callable[[], Awaitable[None]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from appliance.clock import Clock
@@ -74,6 +75,13 @@ class Engines:
         assert isinstance(entry, VllmModel)
         assert isinstance(placement, Placement)
         return self._vllm(model, entry, placement)
+
+    def import_ahead(self) -> None:
+        """Import what the first call to Claude would wait for, where one can be made: a second of
+        CPU and 40 MiB. Call it in a thread, when nothing runs."""
+        for name, entry in self._config().models.items():
+            if isinstance(entry, ClaudeModel) and self._egress.permits(name):
+                import_module("appliance.engines.claude.engine")
 
     def _claude(self, name: str, entry: ClaudeModel) -> Engine:
         from appliance.engines.claude.engine import ClaudeEngine  # 35 MiB and a second, if used

@@ -14,7 +14,7 @@ import httpx2
 from appliance.clock import Clock
 from appliance.config.schema import Config
 from appliance.egress.audit import Audit, Line
-from appliance.egress.courier.courier import Courier
+from appliance.egress.courier.courier import IDLE_S, Courier
 from appliance.egress.courier.replay import replayed
 from appliance.egress.courier.stream import Exchange, exchanging
 from appliance.egress.courier.tape import Tape, header_of
@@ -27,7 +27,9 @@ from appliance.errors import EgressDenied
 CONNECTIONS_MAX = 64
 """Of one client. Engines bound their calls by slots; this bounds a bug."""
 
-KEEPALIVE_S = 30.0
+RESENDS_MAX = 2
+"""Over another connection, of a request that had not left: the pool passes over what it sees
+closed, so that more than one in a row is rare."""
 
 
 class DoorTransport(httpx2.AsyncBaseTransport):
@@ -77,8 +79,7 @@ class DoorTransport(httpx2.AsyncBaseTransport):
         if exchange is not None and self._carried is not None:
             pool = self._carried
         try:
-            with _httpx_errors(), exchanging(exchange):
-                answer = await pool.handle_async_request(_core_request(request, body))
+            answer = await self._sent(pool, _core_request(request, body), exchange)
         except BaseException:
             await self._closed(line, started_s, 0, 0)
             raise
@@ -94,6 +95,26 @@ class DoorTransport(httpx2.AsyncBaseTransport):
             stream=_CountedStream(answer.stream, closed),
             extensions=answer.extensions,
         )
+
+    async def _sent(
+        self,
+        pool: httpcore2.AsyncConnectionPool,
+        request: httpcore2.Request,
+        exchange: Exchange | None,
+    ) -> httpcore2.Response:
+        """The head of the answer. A kept connection may prove to be closed by its server; what was
+        to be taped and has no tape has not left then, and goes over another."""
+        for resends in range(RESENDS_MAX + 1):
+            try:
+                with _httpx_errors(), exchanging(exchange and exchange.anew()):
+                    return await pool.handle_async_request(request)
+            except (httpx2.ReadError, httpx2.RemoteProtocolError):
+                if resends == RESENDS_MAX or exchange is None or self._may_have_left(exchange):
+                    raise
+        raise AssertionError("unreachable")
+
+    def _may_have_left(self, exchange: Exchange) -> bool:
+        return self._courier is None or self._courier.has_tape(exchange.header["name"])
 
     async def aclose(self) -> None:
         await self._pool.aclose()
@@ -172,13 +193,13 @@ def _pool(proxy: str, dialler: httpcore2.AsyncNetworkBackend) -> httpcore2.Async
             proxy,
             ssl_context=tls,
             max_connections=CONNECTIONS_MAX,
-            keepalive_expiry=KEEPALIVE_S,
+            keepalive_expiry=IDLE_S,
             network_backend=dialler,
         )
     return httpcore2.AsyncConnectionPool(
         ssl_context=tls,
         max_connections=CONNECTIONS_MAX,
-        keepalive_expiry=KEEPALIVE_S,
+        keepalive_expiry=IDLE_S,
         network_backend=dialler,
     )
 

@@ -15,6 +15,7 @@ from appliance.gpu.estimate import (
     pool_bytes,
     state_bytes,
 )
+from appliance.gpu.layer_table import LayerTable
 from appliance.gpu.types import (
     HOST,
     Estimate,
@@ -117,31 +118,25 @@ class ShapeFootprint:
         placement has them; other weights are first turned into such numbers."""
         counts, layers = self._counts(layout), self.n_layers
         table = self._table(layout)
+        by_layer = table.cards
         at = layers - sum(counts)
         is_pipelined = at == 0 and sum(1 for count in counts if count) > 1
-        on_host = table.run(0, at) + table.host[at > 0]
-        cards = []
+        host = table.host_bytes(at) + (by_layer.pipeline_bytes if is_pipelined else 0)
+        sizes = []
         for count in counts:
             end = at + count
-            if count == 0:
-                cards.append(0)
-                continue
-            size = table.run(at, end) + table.card[at < layers - 1, end == layers]
-            if end == layers:
-                size += self.shape.tied_bytes
-            cards.append(size + (table.pipeline if is_pipelined else 0))
+            sizes.append(by_layer.bytes_on_card(at, end, is_pipelined=is_pipelined) if count else 0)
             at = end
-        host = on_host + (table.pipeline if is_pipelined else 0)
-        sizes = tuple(size + -(-size * self._margin // 1000) for size in (*cards, host))
+        sizes.append(by_layer.with_margin(host))
         if self._known is None:
-            return sizes
+            return tuple(sizes)
         return tuple(map(max, sizes, (*self._needed(self._known, layout), 0)))
 
     def most_layers(self, layout: Layout, room_bytes: int) -> int:
-        """As many of the lightest layer as fit beside the least that a card with any takes."""
-        table = self._table(layout)
-        usable = room_bytes * 1000 // (1000 + self._margin) + 1 - table.least_once
-        return max(usable, 0) // table.least_layer if table.least_layer else self.n_layers
+        return self._table(layout).cards.most_layers(room_bytes)
+
+    def layer_table(self, layout: Layout) -> LayerTable:
+        return self._table(layout).cards
 
     def _needed(self, known: Calibration, layout: Layout) -> tuple[int, ...]:
         """Bytes on each card that a load of this layout was seen to need; 0 where none was."""
@@ -179,26 +174,34 @@ class ShapeFootprint:
         sums = [0]
         for layer in self.shape.layers:
             sums.append(sums[-1] + layer.weight_bytes + per_sort[_sort(layer)])
-        sums.append(sums[-1] + self.shape.output_bytes)
-        card = {
-            (has_blocks, has_head): self._context_bytes
-            + self._scratch(plan, "card", has_blocks, has_head)
-            for has_blocks in (True, False)
-            for has_head in (True, False)
-        }
-        return _Table(
-            sums=tuple(sums),
-            least_layer=min(after - before for before, after in pairwise(sums)),
-            least_once=min(card.values()),
-            host={
-                has_blocks: self.shape.input_bytes
+        sums.append(sums[-1] + self.shape.output_bytes + self.shape.tied_bytes)
+
+        layers = [after - before for before, after in pairwise(sums)]
+        lightest = min((size for size in layers if size), default=1)
+
+        def once(has_blocks: bool, has_head: bool) -> int:
+            return self._context_bytes + self._scratch(plan, "card", has_blocks, has_head)
+
+        def on_host(has_blocks: bool, has_head: bool) -> int:
+            return (
+                self.shape.input_bytes
                 + output_bytes(self.shape, plan)
-                + self._scratch(plan, HOST, has_blocks, False)
-                for has_blocks in (True, False)
-            },
-            card=card,
-            pipeline=pipeline_bytes(self._sorts, plan),
-            head=self._scratch(plan, HOST, True, True) - self._scratch(plan, HOST, True, False),
+                + self._scratch(plan, HOST, has_blocks, has_head)
+                - (self.shape.tied_bytes if has_head else 0)
+            )
+
+        return _Table(
+            cards=LayerTable(
+                sums=tuple(sums),
+                lightest=lightest,
+                in_lightest=sum(size // lightest for size in layers),
+                blocks_once=once(True, False),
+                head_once=once(False, True),
+                both_once=once(True, True),
+                pipeline_bytes=pipeline_bytes(self._sorts, plan),
+                margin=self._margin,
+            ),
+            host_once=(on_host(False, False), on_host(True, False), on_host(True, True)),
         )
 
     def _scratch(self, plan: PlanParams, uuid: str, has_blocks: bool, has_head: bool) -> int:
@@ -212,21 +215,16 @@ class ShapeFootprint:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """One configuration: `sums[n]` the bytes of the first n layers (the head is the last), and
-    what a device adds once, by what it has (blocks, or blocks and head)."""
+    """One configuration: what cards take, and what the host adds once, without a margin, where it
+    has no layers, blocks, or all (which needs no second copy of the embedding)."""
 
-    sums: tuple[int, ...]
-    least_layer: int
-    least_once: int
-    host: dict[bool, int]
-    card: dict[tuple[bool, bool], int]
-    pipeline: int
-    head: int
-    """What the head adds to the host's scratch when no card has it."""
+    cards: LayerTable
+    host_once: tuple[int, int, int]
 
-    def run(self, start: int, end: int) -> int:
-        extra = self.head if start == 0 and end == len(self.sums) - 1 else 0
-        return self.sums[end] - self.sums[start] + extra
+    def host_bytes(self, layers: int) -> int:
+        """What the host takes for the first `layers`."""
+        sums = self.cards.sums
+        return sums[layers] + self.host_once[(layers > 0) + (layers == len(sums) - 1)]
 
 
 def _sort(layer: LayerShape) -> LayerShape:

@@ -17,12 +17,11 @@ more), so every step is a binary search; ties are broken by room and UUID, never
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import TypeAlias
 
 from appliance.gpu import refusal
+from appliance.gpu.filling import Configuration
 from appliance.gpu.fit import (
-    Configuration,
     Fit,
     fit_exactly,
     fit_on_cards,
@@ -69,17 +68,19 @@ def _search_cards(want: Want, space: Space, policy: PlacementPolicy) -> Placemen
     if not cards or _is_less_than_all(want):
         return None
     most = len(cards) if want.allow_split else 1
+    known: dict[Configuration, Fit | None] = {}
 
-    @cache
     def fit(configuration: Configuration) -> Fit | None:
-        return fit_on_cards(
-            want.footprint,
-            configuration,
-            space.room,
-            cards,
-            most_cards=most,
-            is_packing=policy.binpack,
-        )
+        if configuration not in known:
+            known[configuration] = fit_on_cards(
+                want.footprint,
+                configuration,
+                space.room,
+                cards,
+                most_cards=most,
+                is_packing=policy.binpack,
+            )
+        return known[configuration]
 
     return _shrink(want, fit)
 
@@ -130,8 +131,11 @@ SEARCHES: tuple[Search, ...] = (_search_cards, _search_partly, _search_host)
 
 def search_any(want: Want, space: Space, policy: PlacementPolicy) -> Placement | None:
     """Anything at all that is allowed."""
-    found = (search(want, space, policy) for search in SEARCHES)
-    return next((placement for placement in found if placement is not None), None)
+    for search in SEARCHES:
+        placement = search(want, space, policy)
+        if placement is not None:
+            return placement
+    return None
 
 
 def _is_less_than_all(want: Want) -> bool:

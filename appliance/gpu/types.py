@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from appliance.gpu.layer_table import LayerTable
+
 HOST = "cpu"
 """The UUID of host RAM: where layers go that are on no card, and everything without a driver."""
 
@@ -299,6 +301,11 @@ class Footprint(Protocol):
         low; what the card holds in truth is for `bytes_by_device` to say."""
         ...
 
+    def layer_table(self, layout: Layout) -> LayerTable | None:
+        """The bytes by layer in this configuration, where they add up whatever the split is; a load
+        that was seen may still need more than they say."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class FixedFootprint:
@@ -320,6 +327,9 @@ class FixedFootprint:
         if room_bytes >= self.vram_bytes:
             return self.n_layers
         return (room_bytes + 1) * self.n_layers // self.vram_bytes
+
+    def layer_table(self, layout: Layout) -> None:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

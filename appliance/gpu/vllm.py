@@ -144,6 +144,9 @@ class VllmFootprint:
     def most_layers(self, layout: Layout, room_bytes: int) -> int:
         return 1
 
+    def layer_table(self, layout: Layout) -> None:
+        return None
+
 
 def _blocks(model: ModelShape, kind: LayerKind, plan: VllmPlan) -> int:
     if kind not in (LayerKind.ATTENTION, LayerKind.SLIDING):

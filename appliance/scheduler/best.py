@@ -9,9 +9,11 @@ program had the cards goes, once idle, when they can be had again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 from appliance.scheduler.book import Book
+from appliance.scheduler.eviction import Candidate, choose_victims, freed
 from appliance.scheduler.instances import Instance, ModelState
 from appliance.scheduler.values import Fit, Misfit
 
@@ -44,6 +46,26 @@ def place(book: Book, state: ModelState, free: Mapping[str, int]) -> Fit | Misfi
     examine(book, state)
     wish = state.part or state.spec
     return book.placer.place(wish, free, enough(state.best_on_cards, state.size_bytes))
+
+
+def fits(book: Book, state: ModelState, free: Mapping[str, int]) -> bool:
+    """Whether there is such a place."""
+    examine(book, state)
+    wish = state.part or state.spec
+    return book.placer.fits(wish, free, enough(state.best_on_cards, state.size_bytes))
+
+
+def make_way(
+    book: Book, state: ModelState, candidates: Sequence[Candidate]
+) -> tuple[Fit, list[Instance]] | None:
+    """Where the model goes once some of these are gone, and who they are; for candidates who
+    together make room."""
+    free = book.open_free()
+    victims = choose_victims(free, candidates, partial(fits, book, state))
+    fit = place(book, state, freed(free, victims))
+    if isinstance(fit, Misfit):  # the split found for it was seen to need more than was reckoned
+        return None
+    return fit, [book.instances[victim.instance_id] for victim in victims]
 
 
 def enough(best_on_cards: float, size_bytes: int) -> float:

@@ -28,7 +28,7 @@ from appliance.scheduler.values import (
     ResidentState,
     StopInstance,
 )
-from appliance.scheduler.waiting import WaitingQueue
+from appliance.scheduler.waiting import Waiting, WaitingQueue
 from appliance.types import Json
 
 
@@ -84,6 +84,8 @@ class Book:
     next_id: int = 0
     epoch: int = 0
     """Counts changes of capacity and configuration: what fits at all is asked once in each."""
+    events: int = 0
+    """Counts events."""
     returns: int = 0
     """Counts returns of memory: what did not fit may fit now."""
     doubted: bool = True
@@ -99,21 +101,27 @@ class Book:
     """The model that they made way for; empty once it loads, or something else does instead."""
     wanted: tuple[ModelState, ...] = ()
     """The models to be loaded without being asked for."""
+    full_behind: tuple[int, Waiting | None, tuple[Instance, ...]] | None = None
+    """The event, the barrier and the instances with which nothing was left to be granted."""
     _claimed: int = 0
     _seated: int = 0
     _holdings: tuple[tuple[int, int, int], Holdings] | None = None
     _open: tuple[int, dict[str, int]] = (-1, {})
     _ready: tuple[Instance, ...] | None = None
     _contention: Contention | None = None
+    _next_uses: dict[str, float] = field(default_factory=dict)
 
     def begin(self) -> None:
         """An event comes in."""
+        self.events += 1
         self.effects, self._contention = [], None
+        self._next_uses.clear()
 
     def noted(self) -> None:
         """The event is in the book, and the rules begin: what was asked while it was written, to
         predict a wait, is out of date."""
         self._contention = None
+        self._next_uses.clear()
 
     def fresh(self, prefix: str) -> str:
         self.next_id += 1
@@ -185,8 +193,10 @@ class Book:
         instance.state, instance.doomed, instance.has_died = ResidentState.STOPPING, reason, True
 
     def gone(self, instance: Instance) -> None:
-        """Nothing is left of it."""
+        """Nothing is left of it, and no claim waits for it any more."""
         del self.instances[instance.instance_id]
+        for claim in self.claims():
+            claim.victims.discard(instance.instance_id)
         self.starting.pop(instance.instance_id, None)
         self.leaving.pop(instance.instance_id, None)
         self.making_way.discard(instance.instance_id)
@@ -197,7 +207,9 @@ class Book:
         """Room is being made for the model, or no longer."""
         if claim is not None:
             self.claiming[state.spec.name] = state
-        elif state.claim is not None:
+        elif state.claim is None:
+            return
+        else:
             del self.claiming[state.spec.name]
             self.doubted = True
         state.claim = claim
@@ -236,20 +248,35 @@ class Book:
         """Rises whenever anything changes what fits into free bytes."""
         return self.ledger.changes + self._claimed
 
+    @property
+    def moment(self) -> tuple[int, int, int]:
+        """Differs whenever anything may have changed for those who seek a place: another event, and
+        within it each grant, stop or claim."""
+        return self.events, len(self.effects), self.room
+
     def open_free(self) -> dict[str, int]:
         """Free bytes per device less what outstanding claims count on. Not to be changed."""
         known, free = self._open
         if known != self.room:
             free = self.ledger.all_free()
             for claim in self.claims():
-                victims = [self.ledger.held_by(victim) for victim in claim.victims]
-                for device, need in claim.fit.bytes_by_device.items():
-                    for held in victims:
-                        need -= held.get(device, 0)
-                    if need > 0:
-                        free[device] = max(free.get(device, 0) - need, 0)
+                for device, need in self._needs(claim).items():
+                    free[device] = max(free.get(device, 0) - need, 0)
             self._open = (self.room, free)
         return free
+
+    def _needs(self, claim: Claim) -> Mapping[str, int]:
+        """What a claim counts on beside its victims' bytes."""
+        ledger = self.ledger
+        if claim.needs[0] != ledger.amends:
+            needs = dict(claim.fit.bytes_by_device)
+            for victim in claim.victims:
+                for device, held in ledger.held_by(victim).items():
+                    if device in needs:
+                        needs[device] -= held
+            needs = {device: need for device, need in needs.items() if need > 0}
+            claim.needs = (ledger.amends, needs)
+        return claim.needs[1]
 
     def freed(self, leaving: Iterable[Instance]) -> dict[str, int]:
         """Open bytes per device once these are gone."""
@@ -270,6 +297,13 @@ class Book:
             }
             self._holdings = known, Holdings(self.ledger.capacities(), held)
         return self._holdings[1]
+
+    def next_use_s(self, model: str, now_s: float) -> float:
+        """What the forecast says of a model in this event, whoever asks how often."""
+        known = self._next_uses.get(model)
+        if known is None:
+            known = self._next_uses[model] = self.forecast.next_use_s(model, now_s)
+        return known
 
     def contention(self) -> Contention:
         """Who waits for a model that has no place, when the rules begin."""
@@ -292,4 +326,4 @@ class Book:
         claim = state.claim
         if state.current is not None or claim is None:
             return self.may_load(state, now_s)
-        return any(v in self.instances and self.instances[v].leases for v in claim.victims)
+        return any(self.instances[victim].leases for victim in claim.victims)

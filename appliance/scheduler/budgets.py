@@ -297,6 +297,7 @@ class Budgets:
         body: dict[str, Json] = {
             "reservation": rows[0].reservation_id,
             "agent": rows[0].agent,
+            "session": rows[0].session,
             "turn": rows[0].turn,
             **to_json(due),
         }
@@ -304,7 +305,7 @@ class Budgets:
             body["assumed"] = True
         name = "budget.released" if amounts is None else "budget.settled"
         await self._journal.append(
-            Draft(STREAM, name, body),
+            Draft(STREAM, name, body, turn=None if amounts is None else rows[0].turn),
             index=[_closing(row, kind, due.get(row.currency, 0), now_ms) for row in rows],
         )
         for row in rows:

@@ -14,10 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from appliance.scheduler.values import Fit, Misfit
-
-Placing: TypeAlias = Callable[[Mapping[str, int]], Fit | Misfit]
-"""Where the model in question goes among free bytes per device."""
+Fitting: TypeAlias = Callable[[Mapping[str, int]], bool]
+"""Whether the model in question has a place among free bytes per device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,43 +28,37 @@ class Candidate:
 
 
 def choose_victims(
-    free: Mapping[str, int], candidates: Sequence[Candidate], place: Placing
-) -> tuple[Fit, list[Candidate]] | None:
-    """The fit and the victims it needs; None when not even all of them make room."""
+    free: Mapping[str, int], candidates: Sequence[Candidate], fits: Fitting
+) -> list[Candidate]:
+    """Of candidates who together make room those that are needed."""
     ranked = sorted(candidates, key=lambda c: (c.density, c.instance_id))
-    shortest = _shortest_prefix(free, ranked, place)
-    if shortest is None:
-        return None
-    fit, count = shortest
-    chosen = ranked[:count]
-    for candidate in reversed(ranked[: count - 1]):
-        fewer = [c for c in chosen if c is not candidate]
-        trial = place(_with_freed(free, fewer))
-        if isinstance(trial, Fit):
-            fit, chosen = trial, fewer
-    return fit, chosen
+    chosen = ranked[: _shortest_prefix(free, ranked, fits)]
+    room = freed(free, chosen)
+    for candidate in chosen[-2::-1]:
+        less = dict(room)
+        for device, amount in candidate.bytes_by_device.items():
+            less[device] -= amount
+        if fits(less):
+            room = less
+            chosen.remove(candidate)
+    return chosen
 
 
-def _shortest_prefix(
-    free: Mapping[str, int], ranked: Sequence[Candidate], place: Placing
-) -> tuple[Fit, int] | None:
-    low, high = 1, len(ranked)
-    best = place(_with_freed(free, ranked)) if ranked else None
-    if not isinstance(best, Fit):
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        trial = place(_with_freed(free, ranked[:middle]))
-        if isinstance(trial, Fit):
-            best, high = trial, middle
-        else:
-            low = middle + 1
-    return best, high
-
-
-def _with_freed(free: Mapping[str, int], victims: Sequence[Candidate]) -> dict[str, int]:
+def freed(free: Mapping[str, int], victims: Sequence[Candidate]) -> dict[str, int]:
+    """The free bytes once these are gone."""
     total = dict(free)
     for victim in victims:
         for device, amount in victim.bytes_by_device.items():
             total[device] = total.get(device, 0) + amount
     return total
+
+
+def _shortest_prefix(free: Mapping[str, int], ranked: Sequence[Candidate], fits: Fitting) -> int:
+    low, high = 1, len(ranked)
+    while low < high:
+        middle = (low + high) // 2
+        if fits(freed(free, ranked[:middle])):
+            high = middle
+        else:
+            low = middle + 1
+    return high

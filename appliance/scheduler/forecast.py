@@ -43,9 +43,6 @@ _AGEING = 4096
 _LATELY = 64
 """The same, for the sign "often lately": a shift of demand shows after some dozens of requests."""
 
-_GRAIN = 0.05
-"""Of a resident's stay, the part below which two return times count as equal."""
-
 _LOADS_LEARNING = 0.05
 """Weight of the newest gap between two loads."""
 
@@ -228,7 +225,7 @@ class Forecast:
             gap_s, known = seen.at_s - self._loaded_s, self._load_gap_s
             mixed = gap_s if known is None else known + _LOADS_LEARNING * (gap_s - known)
             self._load_gap_s = mixed
-            self._rhythms.set_grain(_GRAIN * seen.resident * mixed)
+            self._rhythms.set_stay(seen.resident * mixed)
         self._loaded_s = seen.at_s
 
     def _learn_request(self, seen: _Request) -> None:

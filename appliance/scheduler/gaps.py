@@ -23,6 +23,9 @@ _EXACT = 4
 """Bins after the silence for which the time left is computed; beyond, a gap is four times as long
 and the silence no longer matters to it."""
 
+_GRAIN = 0.05
+"""Of a stay, the part below which two times count as equal."""
+
 _WIDTHS: list[float] = [2.0 ** ((b - 4) / 2) - start for b, start in enumerate(_STARTS)]
 _MIDDLES = [start + width / 2 for start, width in zip(_STARTS, _WIDTHS, strict=True)]
 
@@ -42,10 +45,14 @@ class Grain:
     seconds: float
     middles: list[float]
     """Of the bins, each with the grain on top."""
+    stay_bin: int
+    """The last bin of gaps that are no longer than a stay."""
 
 
-def grain(seconds: float) -> Grain:
-    return Grain(seconds, [middle + seconds for middle in _MIDDLES])
+def grain(stay_s: float) -> Grain:
+    """What differs where a model stays in memory for so long."""
+    seconds = _GRAIN * stay_s
+    return Grain(seconds, [middle + seconds for middle in _MIDDLES], bin_of(stay_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,8 @@ class Lent:
     """What a histogram is filled up from: another one, counting for so many observations."""
 
     lender: Gaps
+    among: Gaps
+    """Whose gaps are counted: the lender, or that of which the lender holds a part."""
     observations: float
     grain: Grain
     top: int
@@ -76,6 +85,7 @@ class Gaps:
         "bins",
         "count",
         "grain_s",
+        "stay_bin",
         "top",
     )
 
@@ -84,7 +94,7 @@ class Gaps:
         self.count = 0.0
         self.top = 0
         """The bins from here on are empty."""
-        self.grain_s = 0.0
+        self.grain_s, self.stay_bin = 0.0, 0
         self._lent: Lent | None = None
         self._weights: list[float] = []
         self._weights_after = self._rate_after = self._weights
@@ -107,8 +117,8 @@ class Gaps:
     def _rebuild(self, lent: Lent) -> None:
         borrowed, grain, top = lent.lender, lent.grain, lent.top
         weights = self.bins[:top]
-        if borrowed.count > 0:
-            share = lent.observations / borrowed.count
+        if lent.among.count > 0:
+            share = lent.observations / lent.among.count
             weights = [w + b * share for w, b in zip(weights, borrowed.bins[:top], strict=True)]
         backwards = weights[::-1]
         after = list(accumulate(backwards, initial=_UNSEEN * lent.unit))
@@ -117,7 +127,7 @@ class Gaps:
         after.reverse()
         rates.reverse()
         self._weights, self._weights_after, self._rate_after = weights, after, rates
-        self.grain_s, self._lent = grain.seconds, None
+        self.grain_s, self.stay_bin, self._lent = grain.seconds, grain.stay_bin, None
 
     def rate(self, silent_s: float) -> float:
         """Expected events per second after this silence: the mean of one over the time left.
@@ -138,27 +148,45 @@ class Gaps:
         left = weights[b] * fraction + self._weights_after[b + 1]
         return every / left
 
-    def joint_rates(self, part: Gaps, silent_s: float) -> tuple[float, float]:
-        """`rate` of this histogram, and of those of its gaps that `part` holds as well."""
+    def joint_rates(
+        self, part: Gaps, silent_s: float, likelier: float | None = None
+    ) -> tuple[float, float]:
+        """`rate` of this histogram, and of those of its gaps that `part` holds as well.
+
+        `likelier`: how many times as likely, in odds, as usually the next gap is one of `part` and
+        no longer than a stay, if more is known of it than the histograms tell.
+        """
         if self._lent is not None:
             self._rebuild(self._lent)
         if part._lent is not None:
             part._rebuild(part._lent)
         b, weights, inner = bin_of(silent_s), self._weights, part._weights
-        if b >= len(weights):
+        top, beyond = len(weights), self.stay_bin + 1
+        if b >= top:
             return 0.0, 0.0
         left_s = max(_STARTS[b] + _WIDTHS[b] - silent_s, 0.05 * _WIDTHS[b])
         fraction, grain_s = left_s / _WIDTHS[b], self.grain_s
         soon = fraction / (left_s / 2 + grain_s)
-        far = min(b + 1 + _EXACT, len(weights))
+        far = min(b + 1 + _EXACT, top)
         every = weights[b] * soon + self._rate_after[far]
         inside = inner[b] * soon + part._rate_after[far]
+        late = part._rate_after[min(max(far, beyond), top)]
         for near in range(b + 1, far):
             per_s = 1 / (_MIDDLES[near] - silent_s + grain_s)
             every += weights[near] * per_s
             inside += inner[near] * per_s
-        all_left = weights[b] * fraction + self._weights_after[b + 1]
-        return every / all_left, min(inside, every) / all_left
+            if near >= beyond:
+                late += inner[near] * per_s
+        left = weights[b] * fraction + self._weights_after[b + 1]
+        if likelier is not None and b < beyond:
+            late_left = part._weights_after[min(beyond, top)]
+            share = (part._weights_after[0] - late_left) / self._weights_after[0]
+            others = 1 / (1 - share + share * likelier)
+            more = (likelier - 1) * others
+            every, inside = (rate * others + more * (inside - late) for rate in (every, inside))
+            left *= others
+            left += more * (inner[b] * fraction + part._weights_after[b + 1] - late_left)
+        return every / left, min(inside, every) / left
 
     def first_rates(self, part: Gaps) -> tuple[float, float]:
         """`joint_rates` of a silence that begins now; known once others were asked for."""

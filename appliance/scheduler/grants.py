@@ -28,17 +28,22 @@ def grant_all(book: Book, now_s: float) -> bool:
     if book.draining:
         return False
     granted = False
-    barrier = _barrier(book, now_s)
+    barrier, ready = _barrier(book, now_s), book.ready()
+    if book.full_behind == (book.events, barrier, ready):
+        return False
     lines = book.queue.lines
-    for instance in book.ready():
+    delayed: dict[str, bool] = {}  # grants end no load's delay, nor begin one
+    for instance in ready:
         while instance.slots > len(instance.leases):
             line = lines.get(instance.model)
             waiting = None if line is None else _next(line, barrier)
             if waiting is None:
                 break
-            _grant(book, instance, waiting, now_s)
+            _grant(book, instance, waiting, delayed, now_s)
             barrier = _barrier(book, now_s)
             granted = True
+    if not granted:
+        book.full_behind = book.events, barrier, ready
     return granted
 
 
@@ -97,7 +102,9 @@ def _may_pass(waiting: Waiting, barrier: Waiting) -> bool:
     return waiting.seq <= barrier.seq or waiting.step.priority < barrier.step.priority
 
 
-def _grant(book: Book, instance: Instance, waiting: Waiting, now_s: float) -> None:
+def _grant(
+    book: Book, instance: Instance, waiting: Waiting, delayed: dict[str, bool], now_s: float
+) -> None:
     assert instance.state is ResidentState.READY
     step = waiting.step
     lease_id = book.fresh("lease")
@@ -109,7 +116,10 @@ def _grant(book: Book, instance: Instance, waiting: Waiting, now_s: float) -> No
     book.queue.granted(waiting)
     for line in book.queue.passed_by(waiting):
         model = line.oldest.model
-        if model == waiting.model or book.can_be_delayed(model, now_s):
+        is_delayed = delayed.get(model)
+        if is_delayed is None:
+            is_delayed = delayed[model] = book.can_be_delayed(model, now_s)
+        if is_delayed or model == waiting.model:
             book.queue.count_overtaken(waiting, line)
     book.effects.append(
         Grant(step.request_id, lease_id, instance.instance_id, instance.model, queue_s, load_s)

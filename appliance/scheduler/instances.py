@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from appliance.scheduler.breaker import Breaker
@@ -105,6 +106,8 @@ class Claim:
     since_s: float
     returns: int
     """`Book.returns` when it was made."""
+    needs: tuple[int, Mapping[str, int]] = (-1, {})
+    """What it needs beside its victims' bytes, and `Ledger.amends` at that time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -126,6 +129,8 @@ class ModelState:
     """Share of its layers on cards that it would have then."""
     misfit_room: int = -1
     """`Book.room` when it did not fit into free bytes."""
+    refused_at: tuple[int, int, int] | None = None
+    """`Book.moment` when no place could be had for it."""
     current: Instance | None = None
     """The instance that is starting or ready; leaving ones are in `Book.instances` alone."""
     claim: Claim | None = None

@@ -22,6 +22,9 @@ class Ledger:
         self._held: dict[str, dict[str, int]] = {}
         self.changes = 0
         """How often anything changed: what was asked of it is true until the next time."""
+        self.amends = 0
+        """How often a reservation was settled or released: what each holder has is the same until
+        the next time."""
 
     def set_capacity(self, account: str, capacity: int) -> None:
         """Opens the account or changes what it holds; never touches reservations."""
@@ -60,6 +63,7 @@ class Ledger:
     def release(self, holder: str) -> None:
         """Gives everything back; an unknown holder is an error of ours."""
         self.changes += 1
+        self.amends += 1
         for account, amount in self._held.pop(holder).items():
             self._used[account] -= amount
 

@@ -46,7 +46,7 @@ def density(book: Book, instance: Instance, now_s: float) -> float:
     state = book.models.get(instance.model)
     if state is None or instance.doomed:
         return 0.0
-    next_use_s = max(book.forecast.next_use_s(instance.model, now_s), 1e-9)
+    next_use_s = max(book.next_use_s(instance.model, now_s), 1e-9)
     if not instance.grants and now_s < instance.ahead_until_s:
         next_use_s = min(next_use_s, 1 / instance.ahead_rate)
     size = max(sum(book.ledger.held_by(instance.instance_id).values()) / _GIB, 1e-9)

@@ -20,6 +20,10 @@ class BestFit:
             return Fit({device: spec.demand}, spec.slots)
         return Misfit(partial(_too_large, spec.demand, free))
 
+    def fits(self, spec: ModelSpec, free: Mapping[str, int], least: float = 0.0) -> bool:
+        assert isinstance(spec.demand, int), "BestFit reads the demand as bytes"
+        return max(free.values(), default=-1) >= spec.demand
+
 
 def _too_large(needed: int, free: Mapping[str, int]) -> str:
     most = max(free.values(), default=0)
@@ -42,8 +46,7 @@ class WithMargin:
         self._thousandths = 1000 + round(margin * 1000)
 
     def place(self, spec: ModelSpec, free: Mapping[str, int], least: float = 0.0) -> Fit | Misfit:
-        usable = {device: size * 1000 // self._thousandths for device, size in free.items()}
-        fit = self._placer.place(spec, usable, least)
+        fit = self._placer.place(spec, self._usable(free), least)
         if isinstance(fit, Misfit):
             return fit
         promised = {
@@ -51,3 +54,9 @@ class WithMargin:
             for device, size in fit.bytes_by_device.items()
         }
         return replace(fit, bytes_by_device=promised)
+
+    def fits(self, spec: ModelSpec, free: Mapping[str, int], least: float = 0.0) -> bool:
+        return self._placer.fits(spec, self._usable(free), least)
+
+    def _usable(self, free: Mapping[str, int]) -> dict[str, int]:
+        return {device: size * 1000 // self._thousandths for device, size in free.items()}

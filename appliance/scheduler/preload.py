@@ -19,12 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import exp
 
 from appliance.scheduler import best
 from appliance.scheduler.book import Book
-from appliance.scheduler.eviction import Candidate, choose_victims
+from appliance.scheduler.eviction import Candidate
 from appliance.scheduler.handover import Expected
 from appliance.scheduler.instances import Instance, ModelState
 from appliance.scheduler.values import Fit
@@ -119,7 +118,7 @@ def decide(book: Book, found: Preload, now_s: float) -> None:
             victim.model,
             instance=victim.instance_id,
             for_model=found.state.spec.name,
-            next_use_s=round(book.forecast.next_use_s(victim.model, now_s), 3),
+            next_use_s=round(book.next_use_s(victim.model, now_s), 3),
             reload_s=round(book.models[victim.model].load_s, 3),
         )
     book.tally.began(
@@ -161,11 +160,13 @@ def _in_place_of_others(
         for model, i in idle.items()
         if (held := book.ledger.held_by(i.instance_id))
     ]
-    found = choose_victims(book.open_free(), candidates, partial(best.place, book, state))
+    if not candidates or not best.fits(book, state, book.freed(idle.values())):
+        return None
+    found = best.make_way(book, state, candidates)
     if found is None:
         return None
-    victims = tuple(book.instances[victim.instance_id] for victim in found[1])
-    own_rate = 1 / book.forecast.next_use_s(state.spec.name, now_s)
+    fit, victims = found
+    own_rate = 1 / book.next_use_s(state.spec.name, now_s)
     saved_s, lost_s = _race(
         expected, state.load_s, own_rate,
         [(rates[v.model], book.models[v.model].load_s) for v in victims],
@@ -174,7 +175,7 @@ def _in_place_of_others(
     belief, cost = book.tally.saves**2, _GAIN * book.tally.costs * lost_s
     if belief * saved_s < cost + _LOAD_SHARE * state.load_s:
         return None
-    return Preload(state, expected, found[0], victims, saved_s, lost_s)
+    return Preload(state, expected, fit, tuple(victims), saved_s, lost_s)
 
 
 def _race(
@@ -208,7 +209,7 @@ def _soonest(book: Book, models: Iterable[str], now_s: float) -> Mapping[str, Ex
 
 def _rate(book: Book, model: str, coming: Mapping[str, Expected], now_s: float) -> float:
     """Uses per second by the forecast or by a hand-over, whichever says more."""
-    rate = 1 / max(book.forecast.next_use_s(model, now_s), 1e-3)
+    rate = 1 / max(book.next_use_s(model, now_s), 1e-3)
     return max(rate, coming[model].rate) if model in coming else rate
 
 

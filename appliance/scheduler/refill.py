@@ -45,7 +45,7 @@ def candidates(book: Book, now_s: float) -> list[ModelState]:
         and not state.breaker.broken
     ]
     return nsmallest(
-        _TRIED, missed, key=lambda s: (book.forecast.next_use_s(s.spec.name, now_s), s.spec.name)
+        _TRIED, missed, key=lambda s: (book.next_use_s(s.spec.name, now_s), s.spec.name)
     )
 
 

@@ -20,7 +20,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from appliance.errors import BadRequest
@@ -69,8 +69,9 @@ class Replayed:
 
 
 def read_trace(path: Path) -> list[TraceRow]:
-    """Rows of a CSV with the columns time_s, agent, model, duration_s, sorted by time. Raises
-    `BadRequest` naming the line that is none."""
+    """Rows of a CSV with the columns time_s, agent, model, duration_s, sorted by time, which is
+    counted from the first one if that is below zero. Raises `BadRequest` naming the line that is
+    none."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -84,7 +85,9 @@ def read_trace(path: Path) -> list[TraceRow]:
         raise BadRequest(f"{path} is not a CSV in UTF-8: {error}") from None
     if not rows:
         raise BadRequest(f"{path} has no requests")
-    return sorted(rows, key=lambda row: row.time_s)
+    rows.sort(key=lambda row: row.time_s)
+    before_s = min(rows[0].time_s, 0.0)
+    return [replace(row, time_s=row.time_s - before_s) for row in rows] if before_s else rows
 
 
 def _row(fields: Mapping[str, str | None], where: str) -> TraceRow:

@@ -7,7 +7,8 @@ The first looks at the agent. Its requests come in turns: seconds between steps,
 between turns. Given how long it has been silent, the histogram says how soon it will speak, and a
 second one, of the gaps after which it stayed with its model, says for which model. If for another,
 the one asked about may be next after that, or still later: a gap like any of the agent's, and the
-same question again, which sums up to a closed form. This is sharp for the next minute.
+same question again, which sums up to a closed form. This is sharp for the next minute. How many
+steps the agent takes in a row (`streaks`) may tell more of the next gap than the histogram does.
 
 The second looks at the pair of agent and model: after what time does this agent come back to this
 model? That is duller at once and right about the long run: the agent that is at lunch.
@@ -22,7 +23,8 @@ from __future__ import annotations
 from itertools import islice
 from typing import TypeAlias
 
-from appliance.scheduler.gaps import Gaps, Lent, bin_of, grain
+from appliance.scheduler.gaps import BINS, Gaps, Lent, bin_of, grain
+from appliance.scheduler.streaks import Streaks
 
 _AGENTS_ASKED = 5
 _RETURNS_ASKED = 4
@@ -66,6 +68,7 @@ class _Agent:
         "moves_total",
         "returns",
         "stays",
+        "streaks",
         "unit",
         "uses",
         "uses_total",
@@ -73,6 +76,7 @@ class _Agent:
 
     def __init__(self) -> None:
         self.gaps, self.stays, self.returns = Gaps(), Gaps(), Gaps()
+        self.streaks = Streaks()
         self.last_model, self.last_s = "", 0.0
         self.moves: dict[str, dict[str, float]] = {}
         self.moves_total: dict[str, float] = {}
@@ -82,11 +86,12 @@ class _Agent:
         self.known: _Outlook = (0.0, 0.0, 0.0, 1.0, 0.0)
         self.known_from_s, self.known_until_s = 0.0, -1.0
 
-    def outlook(self, now_s: float) -> _Outlook:
+    def outlook(self, now_s: float, everybody: Streaks) -> _Outlook:
         """What is to be expected of it."""
         if not self.known_from_s <= now_s <= self.known_until_s:
             gaps, silent_s = self.gaps, now_s - self.last_s
-            every, stay = gaps.joint_rates(self.stays, silent_s)
+            goes_on = self.streaks.goes_on(everybody)
+            every, stay = gaps.joint_rates(self.stays, silent_s, goes_on)
             later, later_stay = gaps.first_rates(self.stays)
             grain_s = gaps.grain_s
             leaving = grain_s * (later - later_stay) / (self.uses_total + 1.0)
@@ -121,11 +126,13 @@ class Rhythms:
         self._agents: dict[str, _Agent] = {}
         self._everybody = _Agent()
         self._grain = grain(0.0)
+        self._stay_bin = BINS
         self._pairs: dict[str, dict[str, _Pair]] = {}
 
-    def set_grain(self, seconds: float) -> None:
-        """How far apart two times have to be to differ."""
+    def set_stay(self, seconds: float) -> None:
+        """How long a model stays in memory: the scale on which returns differ."""
         self._grain = grain(seconds)
+        self._stay_bin = self._grain.stay_bin
 
     def observe(self, agent: str, model: str, now_s: float) -> None:
         """An agent asked for a model."""
@@ -139,11 +146,9 @@ class Rhythms:
         known.last_model, known.last_s = model, now_s
         known.known_until_s = -1.0
         everybody, unit = self._everybody, known.unit
-        stay_share = everybody.stays.count / max(everybody.gaps.count, 1.0)
-        lent = _BORROWED * unit
-        top = max(everybody.gaps.top, known.gaps.top)
-        known.gaps.lend(Lent(everybody.gaps, lent, self._grain, top, unit))
-        known.stays.lend(Lent(everybody.stays, lent * stay_share, self._grain, top, unit))
+        lent, top = _BORROWED * unit, max(everybody.gaps.top, known.gaps.top)
+        known.gaps.lend(Lent(everybody.gaps, everybody.gaps, lent, self._grain, top, unit))
+        known.stays.lend(Lent(everybody.stays, everybody.gaps, lent, self._grain, top, unit))
         self._observe_return(agent, known, model, now_s)
 
     def rates(self, model: str, now_s: float) -> tuple[float, float]:
@@ -152,7 +157,8 @@ class Rhythms:
         by_agents = by_returns = 0.0
         users = reversed(self._pairs.get(model, {}).values())
         for asked, pair in enumerate(islice(users, _AGENTS_ASKED)):
-            by_agents += _rate_of_uses(pair.agent, model, now_s)
+            outlook = pair.agent.outlook(now_s, self._everybody.streaks)
+            by_agents += _rate_of_uses(pair.agent, outlook, model)
             if asked < _RETURNS_ASKED:
                 by_returns += pair.rate(now_s)
         return by_agents, by_returns
@@ -170,7 +176,9 @@ class Rhythms:
             agent.unit = 1.0
         agent.gaps.add(gap_bin, agent.unit)
         self._everybody.gaps.add(gap_bin)
-        if model == agent.last_model:
+        stays = model == agent.last_model
+        agent.streaks.step(stays and gap_bin <= self._stay_bin, self._everybody.streaks)
+        if stays:
             agent.stays.add(gap_bin, agent.unit)
             self._everybody.stays.add(gap_bin)
         else:
@@ -193,10 +201,10 @@ class Rhythms:
         pair.last_s, pair.rate_until_s = now_s, -1.0
         lender = agent.returns if agent.returns.count >= _BORROWED else self._everybody.returns
         top = max(lender.top, pair.gaps.top)
-        pair.gaps.lend(Lent(lender, 1.0, self._grain, top))
+        pair.gaps.lend(Lent(lender, lender, 1.0, self._grain, top))
 
 
-def _rate_of_uses(agent: _Agent, model: str, now_s: float) -> float:
+def _rate_of_uses(agent: _Agent, outlook: _Outlook, model: str) -> float:
     """Uses of the model per second by this agent: by its next request or by a later one.
 
     An event at a rate r is worth g·r, where times are told apart by a grain g: one if it is due
@@ -205,7 +213,7 @@ def _rate_of_uses(agent: _Agent, model: str, now_s: float) -> float:
     after any such. The use is worth n + o·(a + b·(a + b·…)) = n + o·a / (1 - b), which is turned
     back into a rate. All are below one, as every histogram has "never" in it.
     """
-    every, stay, leaving, missed, grain_s = agent.outlook(now_s)
+    every, stay, leaving, missed, grain_s = outlook
     rate = stay if agent.last_model == model else (every - stay) * _share_of_moves(agent, model)
     comes = leaving * agent.uses[model]
     rate += (every - rate) * comes / (missed + comes)

@@ -12,11 +12,10 @@ in arrival order slow; never swapping starves. `patience` answers it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 from appliance.scheduler import best, patience, preload, refill
 from appliance.scheduler.book import Book
-from appliance.scheduler.eviction import Candidate, choose_victims
+from appliance.scheduler.eviction import Candidate
 from appliance.scheduler.grants import is_preemptible, preempt
 from appliance.scheduler.instances import Claim, Instance, ModelState
 from appliance.scheduler.outlook import density
@@ -34,7 +33,12 @@ def make_room(book: Book, now_s: float) -> bool:
         return False
     changed = _complete_claims(book, now_s)
     for state in _most_urgent(book, now_s):
-        changed |= _load_for_waiters(book, state, now_s)
+        if state.refused_at == book.moment:
+            continue
+        if _load_for_waiters(book, state, now_s):
+            changed = True
+        else:
+            state.refused_at = book.moment
         if state.current is None:
             book.read_ahead(state, now_s)
     changed = changed or _start_behind(book, now_s)
@@ -114,8 +118,7 @@ def _complete_claims(book: Book, now_s: float) -> bool:
     for state in list(book.claiming.values()):
         claim = state.claim
         assert claim is not None
-        claim.victims &= book.instances.keys()
-        if not state.wanted and not book.queue.count(state.spec.name):
+        if not state.wanted and state.spec.name not in book.queue.lines:
             _give_up(book, state)
             changed = True
         elif not claim.victims and _may_go_on(book, claim):
@@ -248,7 +251,7 @@ def _claim(book: Book, state: ModelState, oldest: Waiting, now_s: float) -> bool
 def _choose(
     book: Book, state: ModelState, among: list[Instance], now_s: float
 ) -> tuple[Fit, list[Instance]] | None:
-    if not among or not _would_fit(book, state, among):
+    if not among or not best.fits(book, state, book.freed(among)):
         return None
     book.forecast.prepare([instance.model for instance in among], now_s)
     candidates = [
@@ -259,15 +262,7 @@ def _choose(
         )
         for i in among
     ]
-    found = choose_victims(book.open_free(), candidates, partial(best.place, book, state))
-    if found is None:
-        return None
-    return found[0], [book.instances[victim.instance_id] for victim in found[1]]
-
-
-def _would_fit(book: Book, state: ModelState, among: list[Instance]) -> bool:
-    """Whether there is room if all of these go: asked before their worth, which costs more."""
-    return isinstance(best.place(book, state, book.freed(among)), Fit)
+    return best.make_way(book, state, candidates)
 
 
 def _evict(book: Book, victim: Instance, state: ModelState, oldest: Waiting, now_s: float) -> None:
@@ -278,7 +273,7 @@ def _evict(book: Book, victim: Instance, state: ModelState, oldest: Waiting, now
         instance=victim.instance_id,
         for_model=state.spec.name,
         forecast=book.forecast.followed,
-        next_use_s=round(book.forecast.next_use_s(victim.model, now_s), 3),
+        next_use_s=round(book.next_use_s(victim.model, now_s), 3),
         reload_s=round(book.models[victim.model].load_s, 3),
         density=round(density(book, victim, now_s), 9),
         leases=len(victim.leases),

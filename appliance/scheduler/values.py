@@ -103,11 +103,15 @@ class Holdings:
 class Placer(Protocol):
     """Chooses devices for one model among free bytes per device; pure and deterministic. Asked
     several times in a decision, mostly about the same bytes. No place with less than a share
-    `least` of its layers on cards is one."""
+    `least` of its layers on cards is one. The free bytes are not to be changed afterwards."""
 
     def place(
         self, spec: ModelSpec, free: Mapping[str, int], least: float = 0.0
     ) -> Fit | Misfit: ...
+
+    def fits(self, spec: ModelSpec, free: Mapping[str, int], least: float = 0.0) -> bool:
+        """Whether `place` would find a fit, which may be known without looking for the best one."""
+        ...
 
 
 # ── events ──────────────────────────────────────────────────────────────────────────────────────

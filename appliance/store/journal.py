@@ -124,9 +124,11 @@ class Journal:
         """Events of one stream with `after < seq < before`, at most `limit`."""
         return await self._select("stream = ?", [stream], after, before, limit, newest_first, kinds)
 
-    async def read_turn(self, turn: str, *, after: int = 0, limit: int = 1000) -> list[Event]:
+    async def read_turn(
+        self, turn: str, *, after: int = 0, limit: int = 1000, kinds: Sequence[str] = ()
+    ) -> list[Event]:
         """Events of one turn, oldest first."""
-        return await self._select("turn = ?", [turn], after, None, limit, False, ())
+        return await self._select("turn = ?", [turn], after, None, limit, False, kinds)
 
     async def read_all(
         self, *, after: int = 0, limit: int = 1000, kinds: Sequence[str] = ()

@@ -123,6 +123,8 @@ class Attempts:
                 load_ms=lease.load_ms,
             )
             lease.report(usage)
+        if self._bought_from(target) is not None:
+            await turn.see_charges()
         await self._charge_slot(ready, target, usage)
         return replace(done, usage=usage)
 

@@ -222,9 +222,11 @@ class ToolInDoubt(Body):
 
 
 class TurnCompleted(Body):
+    """`usage` of an end is what the turn used in all; `LiveTurn.append` says it."""
+
     kind = "turn.completed"
     text: str
-    usage: dict[str, int]
+    usage: dict[str, int] = {}
     route: dict[str, Json]
     steps: int
     stop_reason: str
@@ -242,6 +244,14 @@ class TurnCancelled(Body):
     reason: str
     by_uid: int | None = None
     usage: dict[str, int] = {}
+
+
+class Charged(Body):
+    """What a paid call of the turn came to, however it ended. The ledger appends it with its own
+    entry, so that both say the same; it may come after the turn's end."""
+
+    kind = "budget.settled"
+    micro_usd: int = 0
 
 
 TERMINAL_KINDS = frozenset({TurnCompleted.kind, TurnFailed.kind, TurnCancelled.kind})
@@ -267,6 +277,7 @@ _KINDS: dict[str, type[Body]] = {
         TurnCompleted,
         TurnFailed,
         TurnCancelled,
+        Charged,
     )
 }
 

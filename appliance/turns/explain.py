@@ -53,6 +53,11 @@ def _completed(event: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _charged(event: Mapping[str, Any]) -> list[str]:
+    guessed = " (guessed: its provider told no more)" if event.get("assumed") else ""
+    return [f"  Charged {money(event.get('micro_usd', 0))}{guessed}."]
+
+
 def _failed(event: Mapping[str, Any]) -> list[str]:
     return [f"  {event['target']} failed: {event['error']['message']}"]
 
@@ -102,6 +107,7 @@ _SAY = {
     "step.completed": _completed,
     "step.failed": _failed,
     "step.escalated": _escalated,
+    "budget.settled": _charged,
     "history.compacted": _compacted,
     "approval.asked": _asked,
     "approval.answered": _answered,

@@ -14,6 +14,7 @@ from appliance.turns import events as ev
 from appliance.turns.state import QUESTION, TurnState, apply, fold
 from appliance.turns.stream import Streams
 from appliance.types import Delta
+from appliance.wire.native import usage_to_json
 
 DURABLE_KINDS = frozenset(
     {
@@ -58,6 +59,7 @@ class LiveTurn:
         self._streams = streams
         self._clock = clock
         self._key = idempotency_key
+        self._charged_seq = state.last_seq
         self._order = asyncio.Lock()
         self._expected: dict[str, asyncio.Future[ev.QuestionAnswered]] = {}
 
@@ -66,7 +68,8 @@ class LiveTurn:
         return self.state.turn_id
 
     async def append(self, *bodies: ev.Body) -> None:
-        """Journal these, fold them in and tell the followers. Raises `StoreError`."""
+        """Journal these, fold them in and tell the followers. An end is told with all that the
+        turn used. Raises `StoreError`."""
         await asyncio.shield(self._append(bodies))
 
     async def decide(self, body: ev.ApprovalAnswered, *rows: IndexRow) -> bool:
@@ -84,7 +87,28 @@ class LiveTurn:
 
     async def _append(self, bodies: tuple[ev.Body, ...]) -> None:
         async with self._order:
+            if any(body.kind in ev.TERMINAL_KINDS for body in bodies):
+                await self._fold_charges()
+                bodies = tuple(self._with_usage(body) for body in bodies)
             await self._append_in_order(bodies)
+
+    async def see_charges(self) -> None:
+        """Fold in what the ledger has come to say of the turn's calls. Raises `StoreError`."""
+        async with self._order:
+            await self._fold_charges()
+
+    async def _fold_charges(self) -> None:
+        charges = await self._journal.read_turn(
+            self.turn_id, after=self._charged_seq, kinds=(ev.Charged.kind,)
+        )
+        if charges:
+            self._charged_seq = charges[-1].seq
+            self._fold(charges)
+
+    def _with_usage(self, body: ev.Body) -> ev.Body:
+        if body.kind not in ev.TERMINAL_KINDS:
+            return body
+        return body.model_copy(update={"usage": usage_to_json(self.state.usage)})
 
     async def _append_in_order(
         self, bodies: tuple[ev.Body, ...], rows: tuple[IndexRow, ...] = ()
@@ -128,7 +152,7 @@ class LiveTurn:
         """Fold the journal anew; after the store failed, RAM may be ahead of or behind it."""
         state = await load_turn(self._journal, self.turn_id)
         assert state is not None
-        self.state = state
+        self.state, self._charged_seq = state, state.last_seq
 
     def _fold(self, events: Iterable[Event]) -> None:
         for event in events:

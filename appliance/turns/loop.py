@@ -14,7 +14,6 @@ from appliance.turns.live import LiveTurn
 from appliance.turns.questions import close_lost
 from appliance.turns.state import CallModel, CarryOut, Finish, next_move
 from appliance.types import Json
-from appliance.wire.native import usage_to_json
 
 
 class Parked(Exception):
@@ -66,7 +65,6 @@ def _completed(turn: LiveTurn, text: str, stop_reason: str) -> ev.TurnCompleted:
     }
     return ev.TurnCompleted(
         text=text,
-        usage=usage_to_json(state.usage),
         route=route,
         steps=len(state.steps),
         stop_reason=stop_reason,

@@ -81,24 +81,30 @@ class Health:
             self.spend(provider, left)
         return left is not None
 
-    def started(self, model: str) -> None:
-        self._breakers[model] = breakers.started(self.breaker(model), self._clock.monotonic())
+    def started(self, model: str) -> int:
+        """An attempt starts; the number it is told by when it ends."""
+        breaker = breakers.started(self.breaker(model), self._clock.monotonic())
+        self._breakers[model] = breaker
+        return breaker.made
 
-    def ended(self, model: str) -> None:
-        """An attempt did not come back well; whether that counts is told by `failed`."""
-        self._breakers[model] = breakers.ended(self.breaker(model))
+    def ended(self, model: str, number: int) -> None:
+        """An attempt ended in a way that says nothing of the backend."""
+        self._breakers[model] = breakers.ended(self.breaker(model), number)
 
-    def succeeded(self, model: str, provider: str, refund: int) -> None:
+    def succeeded(self, model: str, number: int, provider: str, refund: int) -> None:
         """An attempt came back well; `refund` is what its retry took from the budget, if it was
         one (`router.retry.Retry.refund`)."""
-        self._breakers[model] = breakers.succeeded(self.breaker(model), self._clock.monotonic())
+        now_s = self._clock.monotonic()
+        self._breakers[model] = breakers.succeeded(self.breaker(model), number, now_s)
         self._budgets[provider] = self.budget(provider).give(max(refund, 1))
 
-    def failed(self, model: str, failure: Failure, reason: str) -> None:
+    def failed(self, model: str, number: int, failure: Failure, reason: str) -> None:
         if not failure.counts_for_breaker:
+            self.ended(model, number)
             return
         self._breakers[model] = breakers.failed(
             self.breaker(model),
+            number,
             self._clock.monotonic(),
             reason,
             is_fatal=failure.is_fatal,

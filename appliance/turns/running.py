@@ -24,7 +24,6 @@ from appliance.turns.live import LiveTurn, load_turn
 from appliance.turns.loop import Parked
 from appliance.turns.state import AWAITING_PERSON
 from appliance.turns.stream import Streams
-from appliance.wire.native import usage_to_json
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +219,6 @@ class Running:
     def _failed(self, turn: LiveTurn, error: ApplianceError) -> ev.TurnFailed:
         return ev.TurnFailed(
             error=error.to_json(),
-            usage=usage_to_json(turn.state.usage),
             steps=len(turn.state.steps),
         )
 

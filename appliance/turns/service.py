@@ -26,7 +26,7 @@ from appliance.turns.running import Running, TurnRunner
 from appliance.turns.state import QUESTION, UNFINISHED, TurnState, apply
 from appliance.turns.stream import Item, Streams
 from appliance.types import Json, Label, Message, highest
-from appliance.wire.native import message_to_json, usage_to_json
+from appliance.wire.native import message_to_json
 
 ASKER_ENDED = "the turn that asked for it has ended"
 UNFINISHED_MAX = 100_000
@@ -302,8 +302,7 @@ class Turns:
 
     async def _cancel(self, turn_id: str, by_uid: int, reason: str) -> bool:
         state = await self.turn(turn_id)
-        usage = usage_to_json(state.usage)
-        cancelled = ev.TurnCancelled(reason=reason, by_uid=by_uid, usage=usage)
+        cancelled = ev.TurnCancelled(reason=reason, by_uid=by_uid)
         return not state.is_finished and self._running.cancel(turn_id, cancelled)
 
     async def ask_person(

@@ -110,7 +110,10 @@ class TurnState:
     accepted_ms: int
     status: TurnStatus = TurnStatus.QUEUED
     steps: tuple[StepState, ...] = ()
-    usage: Usage = Usage()
+    answers: Usage = Usage()
+    """What its answers used."""
+    charged_micro_usd: int = 0
+    """What the ledger has of its calls, those without an answer too."""
     text: str = ""
     error: Mapping[str, Json] = field(default_factory=dict)
     last_seq: int = 0
@@ -130,6 +133,13 @@ class TurnState:
     def elapsed_s(self, now_ms: int) -> float:
         """Seconds since acceptance in which it did not wait for a person."""
         return (now_ms - self.accepted_ms - self.waited_ms) / 1000
+
+    @property
+    def usage(self) -> Usage:
+        """What it used so far. Of money the ledger's word counts; it says less than the answers
+        only while one is not settled, and in journals older than that word."""
+        spend = max(self.charged_micro_usd, self.answers.spend_micro_usd)
+        return replace(self.answers, spend_micro_usd=spend)
 
     @property
     def spent_micro_usd(self) -> int:
@@ -228,6 +238,10 @@ def apply(state: TurnState | None, event: Event) -> TurnState:
         assert event.turn is not None
         return TurnState(event.turn, event.stream, body, event.at_ms, last_seq=event.seq)
     assert state is not None, f"{event.kind} before turn.accepted"
+    if isinstance(body, ev.Charged):
+        charged = state.charged_micro_usd + body.micro_usd
+        last_seq = max(state.last_seq, event.seq)
+        return replace(state, charged_micro_usd=charged, last_seq=last_seq)
     waited_ms = state.waited_ms
     if state.status in AWAITING_PERSON:
         waited_ms += max(event.at_ms - state.last_ms, 0)
@@ -250,11 +264,11 @@ def _applied(state: TurnState, body: ev.Body, at_ms: int) -> TurnState:
             return replace(_with_step(state, _routed(state, body)), status=TurnStatus.RUNNING)
         case ev.StepEscalated():
             raised = replace(state.steps[-1], escalated=True)
-            usage = state.usage + usage_from_json(body.usage)
-            return replace(_with_step(state, raised), usage=usage)
+            answers = state.answers + usage_from_json(body.usage)
+            return replace(_with_step(state, raised), answers=answers)
         case ev.StepCompleted():
             step = _completed(state.steps[-1], body)
-            return replace(_with_step(state, step), usage=state.usage + step.usage)
+            return replace(_with_step(state, step), answers=state.answers + step.usage)
         case ev.ApprovalAsked():
             asked = CallStatus.IN_DOUBT if body.reason == IN_DOUBT else CallStatus.ASKED
             return _set_call(

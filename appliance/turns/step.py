@@ -132,8 +132,11 @@ class Steps:
         tries: defaultdict[str, _Tries] = defaultdict(_Tries)
         last_error: ApplianceError | None = None
         handed_up: tuple[Taken, Judged] | None = None
+        spendable = ready.left.spend_micro_usd + turn.state.spent_micro_usd
         for attempt in range(move.attempt, move.attempt + ATTEMPTS_MAX):
-            ready = self._as_sensitive_as_now(ready)
+            left_micro_usd = spendable - turn.state.spent_micro_usd
+            left = replace(ready.left, spend_micro_usd=left_micro_usd)
+            ready = replace(self._as_sensitive_as_now(ready), left=left)
             given_up = frozenset(name for name, each in tries.items() if each.is_over)
             facts, decision = await self._decide(ready, given_up, handed_up is not None)
             if isinstance(decision.outcome, NoRoute):
@@ -146,6 +149,7 @@ class Steps:
                 if isinstance(error, BudgetExceeded) and self._config().budgets.on_cap == "refuse":
                     raise
                 last_error = error
+                await turn.see_charges()
                 await turn.append(_attempt_failed(move.step, attempt, target, error))
                 elsewhere = _has_elsewhere(decision.outcome, self._config())
                 await self._after(error, target, tries[target], ready, elsewhere)
@@ -234,14 +238,18 @@ class Steps:
     async def _try(
         self, turn: LiveTurn, ready: Ready, target: str, attempt: int, tries: _Tries
     ) -> Completion:
-        self._health.started(target)
+        number = self._health.started(target)
         try:
             done = await self._attempts.make(turn, ready, target, attempt)
-        except BaseException:
-            self._health.ended(target)
+        except BaseException as error:
+            failure = _failure(error)
+            if failure is None:
+                self._health.ended(target, number)
+            else:
+                self._health.failed(target, number, failure, str(error))
             raise
         provider = provider_of(self._config().models[target])
-        self._health.succeeded(target, provider, tries.refund)
+        self._health.succeeded(target, number, provider, tries.refund)
         return done
 
     # --- after an attempt -----------------------------------------------------------------------
@@ -254,20 +262,13 @@ class Steps:
         ready: Ready,
         has_elsewhere: bool,
     ) -> None:
-        """Count a failure of a target, and wait where it is tried again."""
+        """Settle whether a target that failed is tried again, and wait where it is."""
         if isinstance(error, Preempted):
             return
         tries.is_over = True
-        model = self._config().models.get(target)
-        if model is None or not isinstance(error, EngineError):
+        model, failure = self._config().models.get(target), _failure(error)
+        if model is None or failure is None:
             return
-        details = error.details
-        failure = retry.classify(
-            details.get("status"), details.get("type"), details.get("error_code")
-        )
-        if not error.retryable and "status" not in details:
-            return
-        self._health.failed(target, failure, error.message)
         provider = provider_of(model)
         if provider == THIS_MACHINE:
             tries.is_over = tries.failures >= LOCAL_RETRIES
@@ -278,7 +279,7 @@ class Steps:
                 failure,
                 tries.failures,
                 retry_after_s=error.retry_after_s,
-                should_retry=details.get("should_retry"),
+                should_retry=error.details.get("should_retry"),
                 time_left_s=ready.deadline_s - self._clock.monotonic(),
                 has_elsewhere=has_elsewhere,
             ),
@@ -322,6 +323,16 @@ def _taken(facts: StepFacts, decision: Decision, judged: Judged) -> Taken:
     assert isinstance(decision.outcome, Route)
     target = next(each for each in decision.targets if each.name == decision.outcome.target)
     return Taken(facts, target, decision.outcome.propensity, judged.shown)
+
+
+def _failure(error: BaseException) -> retry.Failure | None:
+    """What an attempt's end says of the backend that was asked; None when nothing."""
+    if not isinstance(error, EngineError) or isinstance(error, Preempted):
+        return None
+    details = error.details
+    if not error.retryable and "status" not in details:
+        return None
+    return retry.classify(details.get("status"), details.get("type"), details.get("error_code"))
 
 
 def _has_elsewhere(route: Route, config: Config) -> bool:

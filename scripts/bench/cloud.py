@@ -7,7 +7,7 @@ Three runs against the stand-in Claude of the test suite, each with a daemon of 
 - canaries: `--workflows` workflows of private, public and mixed agents with faults, follow-ups and
   fall-backs; the private ones carry canaries, searched for in every byte the stand-in was sent;
 - kills: `--kills` times kill -9 with charges in flight, then the ledger against its bill, in sum
-  and call by call;
+  and call by call, and what each turn says it cost against the ledger;
 - cap: 200 turns at once under a cap they would pass.
 
 `--json` prints one flat object as the last line.
@@ -69,6 +69,7 @@ async def faults(
         "faulted_calls_pct": 100 * faulted / sum(seen.values()),
         "answered_in_cloud_pct": 100 * sum("Reply" in text for text in texts) / turns,
         "rejected_by_validation": len(await claude.violations()),
+        "connections_per_100_calls": 100 * await claude.connections() / sum(seen.values()),
     }
 
 
@@ -144,9 +145,13 @@ async def kills(claude: Claude, folder: Path, rounds: int, seed: int) -> dict[st
         budget = await daemon.get("/api/budget")
         while any(row["reserved"] for row in budget["caps"]):
             budget = await daemon.get("/api/budget")
+        shown = [(await daemon.get(f"/api/turns/{turn['id']}"))["usage"] for turn in turns]
     charges = (await claude.bill())["charges"]
     bill, ledger = sum(each["micro_usd"] for each in charges), budget["today_micro_usd"]
     settled = _settlements(home)
+    sums = Counter[str]()
+    for turn_id, micro_usd in settled:
+        sums[turn_id] += micro_usd
     assert in_flight > 0, "no charge was in flight at any kill"
     return {
         "kills": rounds,
@@ -157,7 +162,14 @@ async def kills(claude: Claude, folder: Path, rounds: int, seed: int) -> dict[st
         "calls": len(charges),
         "calls_cut": sum(not each["is_complete"] for each in charges),
         "calls_settled_wrong": sum(
-            (Counter(each["micro_usd"] for each in charges) - Counter(settled)).values()
+            (
+                Counter(each["micro_usd"] for each in charges)
+                - Counter(micro_usd for _, micro_usd in settled)
+            ).values()
+        ),
+        "turns_summed_wrong": sum(
+            not sums[turn["id"]] == told["spend_micro_usd"] == end["usage"]["spend_micro_usd"]
+            for turn, told, end in zip(turns, shown, ended, strict=True)
         ),
         "asked_again": len(charges) - len(turns),
         "billed_micro_usd": bill,
@@ -172,12 +184,13 @@ async def _page(daemon: Daemon, so_far: list[dict[str, Any]]) -> list[dict[str, 
     return list((await daemon.get("/api/turns", limit=1_000, **before))["turns"])
 
 
-def _settlements(home: Path) -> list[int]:
-    """What each call was settled to, in micro-dollars, as the journal has it."""
+def _settlements(home: Path) -> list[tuple[str, int]]:
+    """The turn of each call and what it was settled to, in micro-dollars, as the journal has it."""
     (path,) = (home / "state").glob("*.db")
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
         rows = connection.execute("SELECT body FROM event WHERE kind = 'budget.settled'")
-        return [json.loads(body)["micro_usd"] for (body,) in rows]
+        bodies = [json.loads(body) for (body,) in rows]
+        return [(body["turn"], body["micro_usd"]) for body in bodies]
 
 
 async def cap(claude: Claude, folder: Path) -> dict[str, float]:

@@ -10,9 +10,9 @@ A trace has the columns time_s, agent, model, duration_s; all models are of one 
 of them are resident at once. `--make` writes a development trace: real arrivals (see
 ../shared/traces/README.md, stretched a hundredfold) with models drawn by a seed. `--decisions`
 times one decision with 50 models on 8 devices and 1,000 requests waiting: one event with all that
-follows from it, which may be many granted steps. `--families` replays the
-self-made families of tests/scheduler/families.py in arrival order. `--preloads` plays the teams of
-tests/scheduler/teams.py and the families on virtual time, without and with preloads.
+follows from it, and by each step granted and each decision recorded in it. `--families` replays
+the self-made families of tests/scheduler/families.py in arrival order. `--preloads` plays the teams
+of tests/scheduler/teams.py and the families on virtual time, without and with preloads.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from appliance.errors import BadRequest
+from appliance.gpu.calibration import Calibration, load_key
 from appliance.gpu.footprint import ShapeFootprint
 from appliance.gpu.shape import read_shape
-from appliance.gpu.types import HOST, Want
+from appliance.gpu.types import HOST, KvType, Layout, ModelShape, Want
 from appliance.scheduler.core import Core
 from appliance.scheduler.memory_placer import MemoryPlacer
 from appliance.scheduler.placing import BestFit
@@ -58,6 +60,7 @@ from appliance.scheduler.values import (
     InventoryChanged,
     LeaseReleased,
     ModelSpec,
+    Record,
     StartInstance,
     StepRequested,
     StopInstance,
@@ -74,6 +77,9 @@ STRETCH = 100.0
 TOKENS_PER_S = 40.0
 _PLACED = ("llama-3.1-8b", "mistral-nemo-12b", "qwen2.5-7b", "llama-3.2-3b", "llama-2-7b")
 """Models whose decisions are timed, ten of each and with one of three windows."""
+_FOLLOWS = {"ready", "gone", "stop", "drain", "read_ahead"}
+"""Records of what happened or follows; every other one is a decision (a step granted or refused, a
+model loaded, evicted, preloaded)."""
 
 
 def main() -> int:
@@ -84,8 +90,14 @@ def main() -> int:
         figures = _decisions()
     elif options.preloads:
         figures = _preloads(options)
+    elif options.families:
+        figures = _families(options)
     else:
-        figures = _families(options) if options.families else _swaps(options)
+        try:
+            figures = _swaps(options)
+        except BadRequest as error:
+            print(f"scheduler.py: {error}", file=sys.stderr)
+            return 2
     for name, value in figures.items():
         print(f"{name:>18}  {value}")
     if options.json:
@@ -101,9 +113,11 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--trace", help="CSV with time_s, agent, model, duration_s")
-    parser.add_argument("--slots", type=int, default=4, help="models resident at once")
-    parser.add_argument("--window", type=int, default=1, help="requests that may be reordered")
-    parser.add_argument("--load-s", type=float, default=10.0, help="seconds a load takes (waits)")
+    parser.add_argument("--slots", type=_count, default=4, help="models resident at once")
+    parser.add_argument("--window", type=_count, default=1, help="requests that may be reordered")
+    parser.add_argument(
+        "--load-s", type=_seconds, default=10.0, help="seconds a load takes (waits)"
+    )
     parser.add_argument("--make", choices=["zipf", "bursts"], help="write a development trace")
     parser.add_argument("--out", default="trace.csv")
     parser.add_argument("--seed", type=int, default=0)
@@ -119,6 +133,22 @@ def _options() -> argparse.Namespace:
     if not any(asked):
         parser.error("give --trace, --make, --decisions, --families or --preloads")
     return options
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds) or seconds < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
 
 
 def _swaps(options: argparse.Namespace) -> dict[str, object]:
@@ -288,26 +318,40 @@ def _write(rows: list[TraceRow], path: Path) -> int:
 
 
 def _decisions() -> dict[str, object]:
-    """Models as the daemon places them, and models of one size on one card each."""
+    """Models as the daemon places them, before and after a load of each was measured, and models of
+    one size on one card each."""
     with tempfile.TemporaryDirectory() as folder:
         shapes = [read_shape(write(SKETCHES[name](), Path(folder))) for name in _PLACED]
     rng = random.Random(0)
-    placed, sized = [], []
+    placed, measured, sized = [], [], []
     for number in range(50):
-        footprint = ShapeFootprint(shapes[number % len(shapes)], is_promise=True)
+        shape = shapes[number % len(shapes)]
         window = rng.choice((4096, 8192, 12288))
-        want = Want(f"m{number}", footprint, window, slots=4, min_slots=4, allow_partial=False,
-                    allow_host=False)  # fmt: skip
-        placed.append(ModelSpec(want.model, 4, demand=want))
-        sized.append(ModelSpec(want.model, 4, demand=rng.randint(4, 16) << 30))
+        for some, known in ((placed, None), (measured, _measured(shape))):
+            footprint = ShapeFootprint(shape, known, is_promise=True)
+            want = Want(f"m{number}", footprint, window, slots=4, min_slots=4, allow_partial=False,
+                        allow_host=False)  # fmt: skip
+            some.append(ModelSpec(want.model, 4, demand=want))
+        sized.append(ModelSpec(f"m{number}", 4, demand=rng.randint(4, 16) << 30))
+    figures: dict[str, object] = {"models": 50, "devices": 8, "waiting": 1000}
+    for prefix, models in (("", placed), ("measured_", measured)):
+        figures |= _timed(_placing_core(), models, prefix)
+    return figures | _timed(Core(BestFit()), sized, "one_size_")
+
+
+def _placing_core() -> Core:
     core = Core(MemoryPlacer(lambda: core.holdings(), lambda _: False))
-    return {
-        "models": 50,
-        "devices": 8,
-        "waiting": 1000,
-        **_timed(core, placed, ""),
-        **_timed(Core(BestFit()), sized, "one_size_"),
-    }
+    return core
+
+
+def _measured(shape: ModelShape) -> Calibration:
+    """One load on two cards took what was promised."""
+    footprint = ShapeFootprint(shape, is_promise=True)
+    counts = (footprint.n_layers - 10, 10)
+    layout = Layout(8192, 4, KvType.F16, footprint.n_layers, tuple(map(float, counts)))
+    key = load_key(shape, footprint.params(layout, ()))
+    sizes = footprint.bytes_by_device(layout)
+    return Calibration(measured={(key, 0): sizes[0], (key, 1): sizes[1]})
 
 
 def _timed(core: Core, models: list[ModelSpec], prefix: str) -> dict[str, object]:
@@ -320,7 +364,7 @@ def _timed(core: Core, models: list[ModelSpec], prefix: str) -> dict[str, object
     now_s, number, waiting = 0.0, 0, 0
     leases: list[str] = []
     todo: list[Event] = []
-    took: list[tuple[float, int]] = []
+    took: list[tuple[float, int, int]] = []
     tidied: list[float] = []
     while number < 3000:
         if not todo:
@@ -338,7 +382,10 @@ def _timed(core: Core, models: list[ModelSpec], prefix: str) -> dict[str, object
                 todo.append(Tick())
         began = time.thread_time()
         effects = core.handle(todo.pop(), now_s)
-        took.append((time.thread_time() - began, sum(isinstance(e, Grant) for e in effects)))
+        seconds = time.thread_time() - began
+        kinds = [e.kind for e in effects if isinstance(e, Record)]
+        decided = sum(kind not in _FOLLOWS for kind in kinds)
+        took.append((seconds, kinds.count("grant"), max(decided, 1)))
         began = time.thread_time()
         while core.tidy():
             pass
@@ -355,14 +402,17 @@ def _timed(core: Core, models: list[ModelSpec], prefix: str) -> dict[str, object
                 case _:
                     pass
     took = took[500:]
-    events = sorted(seconds for seconds, _ in took)
-    steps = sorted(s / grants for s, grants in took if grants for _ in range(grants))
+    events = sorted(seconds for seconds, _, _ in took)
+    steps = sorted(s / grants for s, grants, _ in took if grants for _ in range(grants))
+    each = sorted(s / decided for s, _, decided in took for _ in range(decided))
     return {
         f"{prefix}decisions": len(events),
         **_quantiles(f"{prefix}decision_us", events),
         f"{prefix}granted": len(steps),
         **_quantiles(f"{prefix}granted_step_us", steps),
-        f"{prefix}granted_at_once_max": max(grants for _, grants in took),
+        f"{prefix}granted_at_once_max": max(grants for _, grants, _ in took),
+        f"{prefix}each": len(each),
+        **_quantiles(f"{prefix}each_us", each),
         **_quantiles(f"{prefix}tidy_us", sorted(tidied[500:])),
     }
 

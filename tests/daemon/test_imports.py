@@ -62,6 +62,33 @@ def test_the_server_trusts_no_certificates_and_egress_trusts_those_of_the_system
     assert run(code, SSL_CERT_FILE="mine.pem").stdout.strip() == "fine"
 
 
+@pytest.mark.parametrize(
+    ("network", "key", "is_imported"),
+    [("", "k", True), ("", "", False), ("air_gap = true", "k", False)],
+)
+def test_the_library_of_claude_is_imported_ahead_only_where_claude_can_be_asked(
+    network: str, key: str, is_imported: bool
+) -> None:
+    text = (
+        f"[network]\n{network}\n[models.c]\nengine = 'claude'\nmodel = 'c'\n"
+        "key_env = 'KEY'\n[models.m]\nengine = 'scripted'\nscript = 's.json'\n"
+        "[agents.a]\nmodels = ['m']\n"
+    )
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from appliance.clock import SystemClock\n"
+        "from appliance.config.load import parse\n"
+        "from appliance.daemon.engines import Engines\n"
+        "from appliance.egress.door import Egress\n"
+        f"config = parse({text!r}, Path('config.toml'))\n"
+        "door = Egress(lambda: config, None, SystemClock())\n"
+        "Engines(lambda: config, None, {}, door, None, None).import_ahead()\n"
+        "print('anthropic' in sys.modules)\n"
+    )
+    assert told_by(code, KEY=key) == str(is_imported)
+
+
 async def test_the_description_of_the_api_is_there_when_it_is_asked_for(tmp_path: Path) -> None:
     async with running(write_home(tmp_path, [])) as daemon:
         first: Any = await daemon.get("/api/openapi.json")
@@ -69,8 +96,8 @@ async def test_the_description_of_the_api_is_there_when_it_is_asked_for(tmp_path
         assert "/api/turns" in first["paths"]
 
 
-def told_by(code: str) -> str:
-    ended = run(code)
+def told_by(code: str, **environment: str) -> str:
+    ended = run(code, **environment)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout.strip()
 

@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import ssl
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -201,19 +200,6 @@ async def test_a_call_that_is_not_taped_goes_from_here(tmp_path: Path) -> None:
         response = await opened(it, http, Errand(Label.PUBLIC))
         assert await response.aread() == b"hello world"
         assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """One for localhost that nobody has signed, and its key."""
-    path, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-         "-nodes", "-keyout", key, "-out", path, "-days", "2", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=DNS:localhost"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return path, key
 
 
 async def test_tls_is_checked_by_the_courier(

@@ -305,3 +305,13 @@ def test_the_footprint_is_never_below_the_estimate_and_hardly_above(
         assert list(fast) == [slow.bytes_on(name) for name in names], "uniform layers: the same"
     if left == 0:
         assert sum(fast) >= whole[0], "splitting never needs less: what pruning relies on"
+
+
+def test_an_embedding_model_on_one_card_is_not_charged_for_the_hosts_outputs(
+    tmp_path: Path,
+) -> None:
+    shape = read_shape(write(SKETCHES["qwen3-0.6b"](), tmp_path))
+    footprint = ShapeFootprint(shape, embeddings=True)
+    whole = Layout(8192, 4, KvType.F16, footprint.n_layers, (float(footprint.n_layers),))
+    exact = footprint.estimate(whole)
+    assert footprint.bytes_by_device(whole) == (exact.bytes_on("card0"), exact.bytes_on(HOST))

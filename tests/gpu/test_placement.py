@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.gpu.fit import Configuration, fit_on_cards
+from appliance.gpu.filling import Configuration
+from appliance.gpu.fit import fit_on_cards
 from appliance.gpu.joint import place_together
 from appliance.gpu.placement import place
 from appliance.gpu.space import space_in
@@ -57,6 +58,9 @@ class Layered:
         if layout.kv_type is KvType.Q8_0:
             kv //= 2
         return max(room_bytes - self.overhead, 0) // (self.layer + kv)
+
+    def layer_table(self, layout: Layout) -> None:
+        return None
 
 
 def machine(*cards: int, host: int = 0) -> Inventory:

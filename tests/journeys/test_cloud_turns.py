@@ -203,6 +203,33 @@ async def test_calls_outlive_a_killed_daemon_and_their_answers_are_paid_for_once
     assert "egress.adopted" in [kind for kind, _ in events(home, "egress")]
 
 
+async def test_the_cost_of_answers_that_came_to_nothing_is_in_the_sum_of_their_turn(
+    claude: Claude, tmp_path: Path
+) -> None:
+    home = write_cloud_home(tmp_path / "home", claude.url)
+    async with running(home, ANTHROPIC_API_KEY=claude.key) as daemon:
+        await claude.plan("eof_mid:6", "overloaded_mid:4")
+        done = await daemon.ask("Third time lucky?", "cloud")
+        await claude.plan(pace_s=0.05)
+        cut = await daemon.start_turn("Never mind.", "cloud")
+        async for item in daemon.follow(cut):
+            if item["type"] == "delta":
+                await daemon.post(f"/api/turns/{cut}/cancel")
+        cancelled = await daemon.ended(cut)
+        shown = {
+            turn: (await daemon.get(f"/api/turns/{turn}"))["usage"]["spend_micro_usd"]
+            for turn in (done["turn"], cut)
+        }
+        explained = await daemon.get(f"/api/turns/{done['turn']}/explain")
+    settled = [(body["turn"], body["micro_usd"]) for kind, body in events(home, "budget")
+               if kind == "budget.settled"]  # fmt: skip
+    assert [turn for turn, _ in settled] == [done["turn"]] * 3 + [cut]
+    for end in (done, cancelled):
+        in_ledger = sum(micro_usd for turn, micro_usd in settled if turn == end["turn"])
+        assert end["usage"]["spend_micro_usd"] == shown[end["turn"]] == in_ledger > 0
+    assert sum("Charged" in line for line in explained["lines"]) == 3
+
+
 async def test_a_request_slow_to_start_is_hedged_where_config_says_so(
     claude: Claude, tmp_path: Path
 ) -> None:

@@ -70,7 +70,8 @@ def test_replaying_the_table_gives_the_same_expectations() -> None:
     learner = Learner(Prior.shipped())
     table = [json.dumps(each.to_json()) for each in outcomes(learner, 10)]
     again = Learner(Prior.shipped())
-    again.replay(Outcome.from_json(json.loads(row)) for row in table)
+    for row in table:
+        again.learn(Outcome.from_json(json.loads(row)))
     assert expect(again, shown("9")) == expect(learner, shown("9"))
 
 

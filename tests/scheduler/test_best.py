@@ -46,6 +46,9 @@ class Layers:
     def most_layers(self, layout: Layout, room_bytes: int) -> int:
         return room_bytes * self.n_layers // self.total_bytes
 
+    def layer_table(self, layout: Layout) -> None:
+        return None
+
 
 def model(name: str, size_gib: int, *, pinned: bool = False) -> ModelSpec:
     """As a llama.cpp model with `gpu_layers = "auto"` is: anywhere, if need be."""

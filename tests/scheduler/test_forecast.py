@@ -88,10 +88,29 @@ def test_agents_with_a_taste_of_their_own_cost_a_twentieth_fewer_loads_than_lru(
     assert replay(trace, 4).loads < 0.95 * lru_loads(models, 4)
 
 
+def test_a_job_of_a_fixed_number_of_steps_is_expected_to_end_after_them() -> None:
+    """Three steps ten seconds apart, then a pause: the gaps alone say that it mostly goes on."""
+    rhythms, now_s = Rhythms(), 0.0
+    rhythms.set_stay(100.0)
+    after: list[float] = []
+    for number in range(90):
+        now_s += 10.0 if number % 3 else 1000.0
+        rhythms.observe("job", "a", now_s)
+        rhythms.observe("other", "b", now_s + 1.0)
+        after.append(rhythms.rates("a", now_s + 5.0)[0])
+    assert max(after[-1], after[-4]) < 0.25 * min(after[-2], after[-3], after[-5], after[-6])
+
+
+def test_schedules_of_a_fixed_number_of_steps_cost_an_eighth_fewer_loads_than_lru() -> None:
+    trace = make("schedule", seed=6, rows=4000)
+    models = [row.model for row in trace]
+    assert replay(trace, 2).loads < 0.88 * lru_loads(models, 2)
+
+
 def test_the_model_after_the_next_one_is_expected_before_one_that_is_due_much_later() -> None:
     """One agent goes through three models, another asks for its own every quarter of an hour."""
     rhythms, now_s = Rhythms(), 0.0
-    rhythms.set_grain(20.0)
+    rhythms.set_stay(400.0)
     for number in range(901):
         now_s += 10.0
         rhythms.observe("in turn", "cda"[number % 3], now_s)
@@ -116,9 +135,9 @@ def test_rates_of_use_are_finite_whatever_the_gaps_and_the_grains(
     requests: list[tuple[str, str, float, float]], silent_s: float
 ) -> None:
     rhythms, now_s = Rhythms(), 0.0
-    for agent, model, gap_s, grain_s in requests:
+    for agent, model, gap_s, stay_s in requests:
         now_s += gap_s
-        rhythms.set_grain(grain_s)
+        rhythms.set_stay(stay_s)
         rhythms.observe(agent, model, now_s)
         told = [rate for name in "abcd" for rate in rhythms.rates(name, now_s)]
         told += rhythms.rates(model, now_s + silent_s)

@@ -29,6 +29,9 @@ class Roomy:
         layer = (self.weights_bytes + layout.slots * self.slot_bytes) // self.n_layers
         return min(room_bytes // layer, self.n_layers)
 
+    def layer_table(self, layout: Layout) -> None:
+        return None
+
 
 def chat(name: str, *, slots: int = 4, slots_min: int = 1, pinned: bool = False) -> ModelSpec:
     footprint = Roomy(4 * GIB, 4 * GIB)

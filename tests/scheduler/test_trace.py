@@ -43,6 +43,11 @@ def test_what_is_no_request_is_named(tmp_path: Path, content: bytes, said: str) 
         read(tmp_path, content)
 
 
+def test_times_before_zero_are_counted_from_the_first(tmp_path: Path) -> None:
+    rows = read(tmp_path, HEAD + b"-1,a,m,1\n-3,b,n,1\n4,a,m,1\n")
+    assert [row.time_s for row in rows] == [0.0, 2.0, 7.0]
+
+
 def test_a_folder_is_no_trace(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="directory"):
         read_trace(tmp_path)

@@ -20,6 +20,10 @@ log = logging.getLogger(__name__)
 KEPT_S = 3_600.0
 """How long the tape of a call that is paid waits for its turn to take the answer."""
 
+IDLE_S = 30.0
+"""How long a connection is kept for the next call. Servers of models keep theirs for a minute or
+more, so that ours go first; and what nobody uses shall not stay open."""
+
 FORGET_S = 5.0
 """From a settlement to the end of its tape: far more than the journal needs for the step."""
 
@@ -36,8 +40,9 @@ class Courier:
     `async with`: entering reads the tapes an earlier daemon left, leaving ends the process.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, idle_s: float = IDLE_S) -> None:
         self._folder = folder
+        self._idle_s = idle_s
         self._process: asyncio.subprocess.Process | None = None
         self._control: socket.socket | None = None
         self._starting = asyncio.Lock()
@@ -105,6 +110,10 @@ class Courier:
 
     # --- tapes ----------------------------------------------------------------------------------
 
+    def has_tape(self, name: str) -> bool:
+        """Whether the request of this name may have left: a tape is made before."""
+        return self._path(name).exists()
+
     def left(self, name: str) -> Tape | None:
         """The tape of this name that an earlier daemon left."""
         return self._left.get(name)
@@ -136,7 +145,10 @@ class Courier:
 
     def _unlink(self, name: str) -> None:
         self._settled.discard(name)
-        (self._folder / f"{name}{tape.SUFFIX}").unlink(missing_ok=True)
+        self._path(name).unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}{tape.SUFFIX}"
 
     def _find(self) -> dict[str, Tape]:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -161,6 +173,7 @@ class Courier:
                     "-S",
                     process.__file__,
                     str(self._folder),
+                    str(self._idle_s),
                     stdin=theirs.fileno(),
                     stdout=asyncio.subprocess.DEVNULL,
                     stderr=asyncio.subprocess.DEVNULL,

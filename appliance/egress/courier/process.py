@@ -1,6 +1,6 @@
 """The courier: one process beside the daemon that holds its connections to paid models.
 
-    python -I -S process.py <tapes folder>          (the daemon's control socket is its stdin)
+    python -I -S process.py <tapes folder> <idle seconds>     (the daemon's control socket is stdin)
 
 A provider bills a call by what it generates, and says what that was at the answer's end. A daemon
 that is killed in mid-answer closes its sockets and never hears it. So the sockets of paid calls are
@@ -20,6 +20,10 @@ daemon has died.
 
 A tape is a line of JSON, then the answer's raw bytes. It is locked (`flock`) for as long as more
 may come, and it exists before the first byte of its request leaves: no tape, nothing sent.
+
+A connection may carry one call after another. It is closed when it was idle for long, and when the
+server has closed it: a request that finds it so is not sent and has no tape, and the daemon may
+send it over another.
 """
 
 import asyncio
@@ -28,6 +32,7 @@ import fcntl
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import ssl
@@ -86,9 +91,12 @@ class Tape:
 class Carried:
     """One connection, from the door's hand to its end."""
 
-    def __init__(self, server: socket.socket, owner: socket.socket, folder: str) -> None:
+    def __init__(
+        self, server: socket.socket, owner: socket.socket, folder: str, idle_s: float
+    ) -> None:
         self._sockets = server, owner
         self._folder = folder
+        self._idle_s = idle_s
         self._tape: Tape | None = None
         self._is_alone = False
 
@@ -96,25 +104,27 @@ class Carried:
         server_socket, owner_socket = self._sockets
         self._from_server, self._to_server = await asyncio.open_connection(sock=server_socket)
         self._from_owner, self._to_owner = await asyncio.open_connection(sock=owner_socket)
-        listening = asyncio.ensure_future(self._listen())
+        self._listening = asyncio.ensure_future(self._listen())
         try:
             if await self._obey():
                 return
             self._is_alone = True
             if self._tape is not None and not self._tape.is_whole():
-                await asyncio.wait({listening}, timeout=ALONE_S)
+                await asyncio.wait({self._listening}, timeout=ALONE_S)
         finally:
-            listening.cancel()
+            self._listening.cancel()
             self._to_server.transport.abort()
             self._to_owner.transport.abort()
             if self._tape is not None:
                 self._tape.close()
 
     async def _obey(self) -> bool:
-        """Until told to close (True) or until the daemon has died (False)."""
+        """Until it is to be closed (True) or until the daemon has died (False)."""
         while True:
             try:
-                head = await self._from_owner.readexactly(5)
+                head = await self._next_head()
+                if head is None:
+                    return True
                 payload = await self._from_owner.readexactly(int.from_bytes(head[1:], "big"))
             except (asyncio.IncompleteReadError, OSError):
                 return False
@@ -126,11 +136,29 @@ class Carried:
                 case b"X":
                     line, _, request = payload.partition(b"\n")
                     if self._tape is not None:
+                        if self._is_closed_there():
+                            return True
                         self._tape.close()
                     self._tape = Tape(self._folder, json.loads(line))
                     self._to_server.write(request)
                 case b"C":
                     return True
+
+    async def _next_head(self) -> bytes | None:
+        """Of the next frame; None when none has come for long after an answer has ended."""
+        while True:
+            try:
+                async with asyncio.timeout(self._idle_s):
+                    return await self._from_owner.readexactly(5)
+            except TimeoutError:
+                if self._tape is not None and self._tape.is_whole():
+                    return None
+
+    def _is_closed_there(self) -> bool:
+        """Whether the server has something to say between two calls: its end, or nothing good."""
+        waiting = select.poll()
+        waiting.register(self._to_server.get_extra_info("socket").fileno(), select.POLLIN)
+        return self._listening.done() or bool(waiting.poll(0))
 
     async def _start_tls(self, server_name: str) -> None:
         context = ssl.create_default_context()
@@ -156,7 +184,7 @@ class Carried:
             self._to_owner.write_eof()
 
 
-async def serve(control: socket.socket, folder: str) -> None:
+async def serve(control: socket.socket, folder: str, idle_s: float) -> None:
     """Until the daemon is gone and every call of it has ended."""
     loop = asyncio.get_running_loop()
     carried: set[asyncio.Task[None]] = set()
@@ -172,7 +200,7 @@ async def serve(control: socket.socket, folder: str) -> None:
             is_left.set()
             return
         server, owner = (socket.socket(fileno=each) for each in descriptors)
-        task = loop.create_task(_carry(Carried(server, owner, folder)))
+        task = loop.create_task(_carry(Carried(server, owner, folder, idle_s)))
         carried.add(task)
         task.add_done_callback(carried.discard)
 
@@ -192,4 +220,4 @@ async def _carry(carried: Carried) -> None:
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with socket.socket(fileno=0) as control_socket:
-        asyncio.run(serve(control_socket, sys.argv[1]))
+        asyncio.run(serve(control_socket, sys.argv[1], float(sys.argv[2])))

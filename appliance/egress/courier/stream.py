@@ -29,6 +29,10 @@ class Exchange:
     body_bytes: int
     held: bytearray = field(default_factory=bytearray)
 
+    def anew(self) -> Exchange:
+        """The same, nothing of it sent."""
+        return Exchange(self.header, self.body_bytes)
+
     def is_whole(self) -> bool:
         head = self.held.find(b"\r\n\r\n")
         return head >= 0 and len(self.held) - head - 4 >= self.body_bytes
@@ -101,7 +105,7 @@ class CourierStream(httpcore2.AsyncNetworkStream):
     def get_extra_info(self, info: str) -> Any:
         match info:
             case "is_readable":
-                return self._is_closed or bool(select.select([self._link], [], [], 0)[0])
+                return self._is_closed or _is_readable(self._link)
             case "server_addr":
                 return self._address
             case "socket":
@@ -113,6 +117,12 @@ class CourierStream(httpcore2.AsyncNetworkStream):
         frame = kind + len(payload).to_bytes(4, "big") + payload
         async with _within(timeout, httpcore2.WriteTimeout, httpcore2.WriteError):
             await asyncio.get_running_loop().sock_sendall(self._link, frame)
+
+
+def _is_readable(link: socket.socket) -> bool:
+    waiting = select.poll()  # `select` knows the first 1,024 descriptors only
+    waiting.register(link, select.POLLIN)
+    return bool(waiting.poll(0))
 
 
 @asynccontextmanager

@@ -37,7 +37,7 @@ from appliance.engines.provider.bill import Due, Tally, usage_of
 from appliance.engines.provider.faults import Stage
 from appliance.engines.provider.meter import Meter
 from appliance.engines.provider.patience import Patience, Waiting
-from appliance.engines.provider.sse import server_events
+from appliance.engines.provider.sse import run_out, server_events
 from appliance.errors import ApplianceError, BadRequest, EngineError, EngineTimeout
 from appliance.types import (
     Completion,
@@ -228,9 +228,9 @@ class ClaudeEngine:
         is_taped: bool,
     ) -> AsyncGenerator[Delta | Completion, None]:
         reader = Reader(tool_names(request.tools), request.label, lambda: new_id("call"))
-        told = Tally()
+        told, events = Tally(), self._events(response, waiting)
         try:
-            async for event in self._events(response, waiting):
+            async for event in events:
                 try:
                     delta = reader.take(event)
                 except Malformed as error:
@@ -246,6 +246,7 @@ class ClaudeEngine:
                 if delta is not None:
                     yield delta
                 if reader.is_complete:
+                    await run_out(events)
                     yield self._completion(reader, waiting)
                     return
             raise faults.cut(self._name, "it ended without its proper end", _request_id(response))

@@ -6,11 +6,21 @@ fields other than `event` and `data` are passed over; an event that no empty lin
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
+
+import httpx2
+
+from appliance.errors import ApplianceError
 
 STREAM_MAX_BYTES = 64 << 20
 """Of one answer, framing included: a thousand times the longest, and a bound on a mad server."""
+
+
+ENDING_S = 0.2
+"""From the last word of an answer to the end of its stream: they mostly come together."""
 
 
 class TooLong(ValueError):
@@ -38,6 +48,15 @@ async def server_events(parts: AsyncIterator[bytes]) -> AsyncIterator[ServerEven
             data.append(value)
         elif name == "event":
             kind = value
+
+
+async def run_out(rest: AsyncIterator[object]) -> None:
+    """Read what is left of a stream that has said all: only a connection whose answer was read to
+    its end can carry the next call. One that stays open is not waited for, nor is it an error."""
+    with suppress(TimeoutError, OSError, ValueError, httpx2.HTTPError, ApplianceError):
+        async with asyncio.timeout(ENDING_S):
+            async for _ in rest:
+                pass
 
 
 async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[str]:

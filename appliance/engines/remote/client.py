@@ -25,6 +25,7 @@ from appliance.engines.provider import faults
 from appliance.engines.provider.bill import Due, Tally, usage_of
 from appliance.engines.provider.faults import Stage
 from appliance.engines.provider.patience import Patience, Waiting
+from appliance.engines.provider.sse import run_out
 from appliance.engines.remote.reader import Malformed, Reader
 from appliance.errors import ApplianceError, BadRequest, PromptTooLong
 from appliance.types import Completion, Delta, GenerateRequest, Json, Label, highest
@@ -191,6 +192,7 @@ class ChatClient:
                 except (ValueError, RecursionError) as error:
                     raise faults.malformed(self._name, str(error), _id(response)) from error
                 if data == "[DONE]":
+                    await run_out(lines)
                     yield None
                     return
                 if data and not isinstance(chunk, dict):

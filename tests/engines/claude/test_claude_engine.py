@@ -55,6 +55,24 @@ async def test_an_answer_streams_and_ends_with_its_bill(claude: Claude) -> None:
     assert lines.usages[0].prompt_tokens == done.usage.prompt_tokens
 
 
+async def test_calls_share_a_connection_those_refused_too_and_one_that_was_cut_ends_it(
+    claude: Claude,
+) -> None:
+    async with engine_for(config_for(claude.url), Lines(), claude.key) as engine:
+        for _ in range(4):
+            await answer(engine, ask())
+        await claude.plan("529")
+        with pytest.raises(EngineError):
+            await answer(engine, ask())
+        await answer(engine, ask())
+        assert await claude.connections() == 1
+        await claude.plan("reset_mid:6")
+        with pytest.raises(CutStream):
+            await answer(engine, ask())
+        await answer(engine, ask())
+        assert await claude.connections() == 2
+
+
 async def test_a_tool_call_comes_back_under_our_name_and_our_id(claude: Claude) -> None:
     await claude.plan("call")
     async with engine_for(config_for(claude.url), Lines(), claude.key) as engine:

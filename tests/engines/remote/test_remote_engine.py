@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -152,3 +154,28 @@ async def test_arguments_may_come_as_an_object(url: str) -> None:
     said = await answer(url, ask("fault:object_arguments", tools=(WEATHER,), tool_choice=choice))
     (call,) = (block for block in said.message.blocks if isinstance(block, ToolCallBlock))
     assert call.arguments == {"city": "Paris"}
+
+
+async def test_calls_share_a_connection() -> None:
+    connections = 0
+    said = b'data: {"choices": [{"delta": {"content": "so"}, "finish_reason": "stop"}]}\n\n'
+    ended = b"data: [DONE]\n\n"
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (said, ended, b""))
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                await reader.readexactly(int(head.split(b"content-length:")[1].split()[0]))
+                writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunks)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    async with server, remote_engine(url) as engine:
+        for _ in range(3):
+            *_, last = [item async for item in engine.generate(ask("go"))]
+            assert isinstance(last, Completion) and last.message.text == "so"
+    assert connections == 1

@@ -39,6 +39,10 @@ class Claude:
     async def seen(self) -> dict[str, int]:
         return dict((await self._get("/_seen"))["seen"])
 
+    async def connections(self) -> int:
+        """How many carried its requests so far."""
+        return int((await self._get("/_seen"))["connections"])
+
     async def violations(self) -> list[str]:
         return list((await self._get("/_seen"))["violations"])
 

@@ -13,9 +13,8 @@ A last user text with `ORDER NAME {…}` is answered with that tool call, where 
 
 `POST /_scenario {"steps": [...], "share": 0.2, "mix": [...], "seed": 1, "reply": "…"}` sets what
 comes: listed steps first, then each request is a step of `mix` with probability `share`.
-`GET /_bill`, `GET /_seen` (requests by outcome, violations), `POST /_go`, `POST /_reset`. Every
-request's raw
-bytes go to the log file, which is where canaries are searched.
+`GET /_bill`, `GET /_seen` (requests by outcome, violations, connections), `POST /_go`,
+`POST /_reset`. Every request's raw bytes go to the log file, which is where canaries are searched.
 """
 
 from __future__ import annotations
@@ -67,6 +66,7 @@ class StandIn:
         self.account = Account()
         self.seen: Counter[str] = Counter()
         self.violations: list[str] = []
+        self.connections: set[Any] = set()
         self.signatures: set[str] = set()
         self.steps: list[str] = []
         self.share, self.mix, self.chance = 0.0, ["ok"], random.Random(0)
@@ -100,7 +100,8 @@ class StandIn:
         return web.json_response(self.account.to_json())
 
     async def seen_so_far(self, request: web.Request) -> web.Response:
-        return web.json_response({"seen": self.seen, "violations": self.violations})
+        told = {"seen": self.seen, "violations": self.violations}
+        return web.json_response({**told, "connections": len(self.connections)})
 
     async def proceed(self, request: web.Request) -> web.Response:
         self.go.set()
@@ -141,6 +142,8 @@ class StandIn:
 
     async def _body(self, request: web.Request) -> dict[str, Any] | web.StreamResponse:
         raw = await request.read()
+        assert request.transport is not None
+        self.connections.add(request.transport.get_extra_info("peername"))
         head = "".join(f"{k}: {v}\n" for k, v in request.headers.items())
         self.log.write(f"{request.method} {request.path_qs}\n{head}\n".encode() + raw + b"\n\n")
         self.log.flush()
