@@ -118,10 +118,16 @@ class _Calibrated:
         self._seen[key] = replace(spec, demand=self._most_bytes[key])
 
     def place(self, spec: ModelSpec, free: Mapping[str, int], least: float = 0.0) -> Fit | Misfit:
+        placer, known = self._known(spec)
+        return placer.place(known, free, least)
+
+    def fits(self, spec: ModelSpec, free: Mapping[str, int], least: float = 0.0) -> bool:
+        placer, known = self._known(spec)
+        return placer.fits(known, free, least)
+
+    def _known(self, spec: ModelSpec) -> tuple[WithMargin, ModelSpec]:
         seen = self._seen.get((spec.name, spec.fingerprint))
-        if seen is None:
-            return self._estimated.place(spec, free, least)
-        return self._measured.place(seen, free, least)
+        return (self._estimated, spec) if seen is None else (self._measured, seen)
 
 
 class _Ordeal:
