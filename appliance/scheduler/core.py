@@ -14,14 +14,29 @@ from dataclasses import replace
 from heapq import heappop, heappush
 from typing import assert_never
 
-from appliance.scheduler import alarm, best, grants, outlook, pressure, room, sharing
+from appliance.scheduler import (
+    alarm,
+    best,
+    configuring,
+    grants,
+    outlook,
+    pressure,
+    room,
+    sharing,
+)
 from appliance.scheduler.book import Book
-from appliance.scheduler.breaker import Breaker
 from appliance.scheduler.forecast import Forecast
 from appliance.scheduler.foreign import ForeignHold
 from appliance.scheduler.instances import ModelState
 from appliance.scheduler.ledger import settled
 from appliance.scheduler.policy import Policy
+from appliance.scheduler.servable import (
+    is_hopeless,
+    obstacle_of,
+    refuse,
+    refuse_unservable,
+    retry_s,
+)
 from appliance.scheduler.values import (
     DEFAULT_WEIGHT,
     Capacity,
@@ -36,10 +51,8 @@ from appliance.scheduler.values import (
     InstanceReady,
     InventoryChanged,
     LeaseReleased,
-    ModelSpec,
     Placer,
     RefusalCode,
-    Refuse,
     ResidentState,
     Shared,
     StepCancelled,
@@ -93,11 +106,11 @@ class Core:
             case InventoryChanged():
                 pressure.observe(book, event.devices, now_s)
             case ConfigChanged():
-                self._configured(event, now_s)
+                configuring.configured(book, event, now_s)
             case Shared():
                 sharing.shared(book, event, now_s)
             case DrainRequested():
-                self._drain(now_s)
+                configuring.drain(book, now_s)
             case Tick():
                 pass
             case _:
@@ -145,19 +158,19 @@ class Core:
         known = [model for model in step.models if model in book.models]
         if not known:
             names = ", ".join(step.models)
-            self._refuse(step.request_id, RefusalCode.UNKNOWN_MODEL, f"no model {names}", now_s)
+            refuse(book, step.request_id, RefusalCode.UNKNOWN_MODEL, f"no model {names}", now_s)
             return
         if book.draining:
-            self._refuse(step.request_id, RefusalCode.OVERLOADED, "stopping", now_s, 5.0)
+            refuse(book, step.request_id, RefusalCode.OVERLOADED, "stopping", now_s, 5.0)
             return
-        obstacles = [self._cannot(model, now_s) for model in known]
+        obstacles = [obstacle_of(book, model, now_s) for model in known]
         is_full = len(book.queue) >= book.policy.max_waiting
         if len(known) > 1 or step.deadline_s is not None or is_full:
             waits_s = outlook.waits_s(book, known, now_s)
         else:
             waits_s = [0.0]  # nobody is going to ask
-        best = min(range(len(known)), key=lambda n: (obstacles[n] is not None, waits_s[n]))
-        model, obstacle, wait_s = known[best], obstacles[best], waits_s[best]
+        first = min(range(len(known)), key=lambda n: (obstacles[n] is not None, waits_s[n]))
+        model, obstacle, wait_s = known[first], obstacles[first], waits_s[first]
         book.models[model].in_use = True
         book.models[model].asked(now_s, book.policy.hold_s)
         self._observe(step.agent, book.models[model], now_s)
@@ -166,15 +179,15 @@ class Core:
         book.tally.asked(model, book.models[model].load_s, now_s, is_absent=is_absent)
         sharing.asked(book, book.models[model], now_s)
         if obstacle is not None:
-            self._refuse(step.request_id, *obstacle, now_s, self._retry_s(model, now_s))
+            refuse(book, step.request_id, *obstacle, now_s, retry_s(book, model, now_s))
             return
         if is_full:
             reason = f"{len(book.queue)} requests wait, the limit"
-            self._refuse(step.request_id, RefusalCode.OVERLOADED, reason, now_s, wait_s, wait_s)
+            refuse(book, step.request_id, RefusalCode.OVERLOADED, reason, now_s, wait_s, wait_s)
             return
-        if self._is_hopeless(step, model, wait_s, now_s):
+        if is_hopeless(book, step, model, wait_s, now_s):
             reason = f"{model} is predicted to be free in {wait_s:.1f} s, after the deadline"
-            self._refuse(step.request_id, RefusalCode.OVERLOADED, reason, now_s, wait_s, wait_s)
+            refuse(book, step.request_id, RefusalCode.OVERLOADED, reason, now_s, wait_s, wait_s)
             return
         book.queue.add(step, model, book.models[model].service_s, now_s)
         if step.deadline_s is not None:
@@ -281,65 +294,6 @@ class Core:
         self._book.gone(instance)
         self._book.record(now_s, "gone", instance.model, instance=instance.instance_id)
 
-    def _configured(self, event: ConfigChanged, now_s: float) -> None:
-        book = self._book
-        book.epoch += 1
-        book.policy = event.policy or book.policy
-        wanted = {spec.name: spec for spec in event.models}
-        bound = {model for agent in event.agents for model in agent.models[:1]}
-        usable = {model for agent in event.agents for model in agent.models}
-        was_bound = {model for agent in book.agents.values() for model in agent.models[:1]}
-        for name in [name for name in book.models if name not in wanted]:
-            self._retire(book.models[name], "removed from the configuration", now_s)
-            book.drop(name)
-            book.forecast.forget(name)
-            book.handovers.forget(name)
-        for spec in event.models:
-            self._adopt(spec, now_s)
-        for name, state in book.models.items():
-            rebound = bool(was_bound) and name in bound and name not in was_bound
-            state.wanted = state.spec.pinned or state.spec.preload or rebound
-            unbound = name in was_bound and name not in usable and not state.wanted
-            instance = state.current
-            if unbound and instance is not None and instance.state is ResidentState.READY:
-                state.in_use = False
-                book.leave(instance, "no agent is bound to it any more", now_s)
-        book.wanted = tuple(state for state in book.models.values() if state.wanted)
-        book.agents = {agent.name: agent for agent in event.agents}
-        for waiting in [w for w in book.queue if w.model not in wanted]:
-            book.queue.cancel(waiting.step.request_id)
-            reason = f"model {waiting.model} was removed from the configuration"
-            self._refuse(waiting.step.request_id, RefusalCode.UNKNOWN_MODEL, reason, now_s)
-
-    def _adopt(self, spec: ModelSpec, now_s: float) -> None:
-        """Takes a model's new configuration; a loaded one that differs is drained."""
-        book = self._book
-        state = book.models.get(spec.name)
-        if state is None:
-            breaker, service_s = Breaker(book.policy), book.policy.seed_service_s
-            book.adopt(ModelState(spec, breaker, spec.load_s, service_s))
-            return
-        if state.spec.fingerprint != spec.fingerprint:
-            self._retire(state, "its configuration changed", now_s)
-            state.breaker = Breaker(book.policy)
-        state.spec, state.part, state.misfit_room = spec, None, -1
-        if state.current is not None:
-            state.current.spec = spec
-
-    def _retire(self, state: ModelState, reason: str, now_s: float) -> None:
-        self._book.claim(state, None)
-        if state.current is not None:
-            self._book.leave(state.current, reason, now_s)
-
-    def _drain(self, now_s: float) -> None:
-        book = self._book
-        book.draining = True
-        for waiting in list(book.queue):
-            book.queue.cancel(waiting.step.request_id)
-            self._refuse(waiting.step.request_id, RefusalCode.OVERLOADED, "stopping", now_s, 5.0)
-        for state in book.models.values():
-            self._retire(state, "the daemon stops", now_s)
-
     # ── rules ───────────────────────────────────────────────────────────────────────────────────
 
     def _settle(self, now_s: float) -> None:
@@ -347,7 +301,9 @@ class Core:
         book.noted()
         pressure.refresh(book, now_s)
         self._expire(now_s)
-        self._refuse_unservable(now_s)
+        if book.doubted or book.epoch != self._checked_epoch:
+            book.doubted, self._checked_epoch = False, book.epoch
+            refuse_unservable(book, now_s)
         moved = grants.grant_all(book, now_s)
         moved |= pressure.relieve(book, now_s)
         for _ in range(_ROUNDS):
@@ -374,24 +330,7 @@ class Core:
             if waiting is not None:
                 waited_s = now_s - waiting.since_s
                 reason = f"waited {waited_s:.1f} s for {waiting.model}, until the deadline"
-                self._refuse(request_id, RefusalCode.DEADLINE_EXCEEDED, reason, now_s)
-
-    def _refuse_unservable(self, now_s: float) -> None:
-        """Refuses those who wait for a model that cannot come: broken, or too large by now."""
-        book = self._book
-        if not book.doubted and book.epoch == self._checked_epoch:
-            return
-        book.doubted, self._checked_epoch = False, book.epoch
-        for model in book.queue.models():
-            if book.models[model].current is not None:
-                continue
-            obstacle = self._cannot(model, now_s)
-            if obstacle is None:
-                continue
-            for waiting in list(book.queue.of_model(model)):
-                book.queue.cancel(waiting.step.request_id)
-                retry_s = self._retry_s(model, now_s)
-                self._refuse(waiting.step.request_id, *obstacle, now_s, retry_s)
+                refuse(book, request_id, RefusalCode.DEADLINE_EXCEEDED, reason, now_s)
 
     def _unload_unused(self, now_s: float) -> None:
         """What nobody asks for leaves where it was told to, and what could be loaded better."""
@@ -411,51 +350,3 @@ class Core:
                     self._book.leave(instance, "it can have all that it wishes for again", now_s)
 
     # ── small questions ─────────────────────────────────────────────────────────────────────────
-
-    def _cannot(self, model: str, now_s: float) -> tuple[RefusalCode, str] | None:
-        """Why this model cannot serve anybody now; None if it can, sooner or later."""
-        book = self._book
-        state = book.models[model]
-        if state.current is not None:
-            return None
-        if state.breaker.broken:
-            return RefusalCode.MODEL_BROKEN, f"{model} cannot be loaded: {state.breaker.reason}"
-        if state.breaker.is_open(now_s):
-            crashes = len(state.breaker.crashes_s)
-            reason = f"{model} crashed {crashes} times in a minute: {state.breaker.reason}"
-            return RefusalCode.ENGINE_FAILED, reason
-        if state.spec.needs_memory and state.claim is None:
-            best.examine(book, state)
-            if state.misfit is not None:
-                return RefusalCode.NO_CAPACITY, f"{model} does not fit: {state.misfit.tell()}"
-        return None
-
-    def _retry_s(self, model: str, now_s: float) -> float | None:
-        retry_s = self._book.models[model].breaker.retry_in_s(now_s)
-        return retry_s if retry_s > 0 else None
-
-    def _is_hopeless(self, step: StepRequested, model: str, wait_s: float, now_s: float) -> bool:
-        """The deadline passes before the predicted wait, as measured; a guess refuses nobody."""
-        if step.deadline_s is None:
-            return False
-        return self._book.models[model].loads > 0 and now_s + wait_s > step.deadline_s
-
-    def _refuse(
-        self,
-        request_id: str,
-        code: RefusalCode,
-        reason: str,
-        now_s: float,
-        retry_after_s: float | None = None,
-        predicted_wait_s: float | None = None,
-    ) -> None:
-        self._book.effects.append(Refuse(request_id, code, reason, retry_after_s, predicted_wait_s))
-        self._book.record(
-            now_s,
-            "refuse",
-            request_id,
-            code=code.value,
-            why=reason,
-            retry_after_s=retry_after_s,
-            predicted_wait_s=predicted_wait_s,
-        )

@@ -143,6 +143,8 @@ class ModelState:
 
     part: ModelSpec | None = None
     """What it wishes for beside the others in use, where that is less (`sharing`)."""
+    part_told: tuple[int, bool] | None = None
+    """Slots, and whether that is less than it wishes for, as last recorded."""
     asked_s: float | None = None
     """When it was last asked for."""
     used_since_s: float = 0.0

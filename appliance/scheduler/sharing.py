@@ -67,6 +67,12 @@ def consider(book: Book, asked: str, now_s: float) -> None:
         _share(book, {}, now_s)
 
 
+def forget(book: Book, now_s: float) -> None:
+    """The models are others, or other sizes are known of them: what was found out is void."""
+    book.sharing.of, book.sharing.epoch = frozenset(), -1
+    consider(book, "", now_s)
+
+
 def shared(book: Book, event: Shared, now_s: float) -> None:
     """The parts are known; an answer that came too late is none."""
     if event.number == book.sharing.number:
@@ -80,13 +86,16 @@ def _share(book: Book, parts: Mapping[str, ModelSpec], now_s: float) -> None:
             part = None
         if part != state.part:
             state.part, state.checked_epoch, state.misfit_room = part, -1, -1
+        told = (part or state.spec).slots, part is not None
+        if told != state.part_told and (part is not None or state.part_told is not None):
+            state.part_told = told
             book.record(
                 now_s,
                 "share",
                 name,
-                slots=(part or state.spec).slots,
+                slots=told[0],
                 wished_slots=state.spec.slots,
-                is_less=part is not None,
+                is_less=told[1],
                 models=len(book.sharing.of),
             )
 

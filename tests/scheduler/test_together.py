@@ -6,7 +6,14 @@ from dataclasses import dataclass, replace
 
 from appliance.gpu.types import GIB, HOST, Layout, Want
 from appliance.scheduler.together import parts
-from appliance.scheduler.values import ConfigChanged, ModelSpec, Tick, Use
+from appliance.scheduler.values import (
+    ConfigChanged,
+    InstanceFailed,
+    InstanceGone,
+    ModelSpec,
+    Tick,
+    Use,
+)
 from tests.scheduler.test_best import CARD, RAM, Workstation
 
 HERE = {"gpu0": CARD, HOST: RAM}
@@ -73,6 +80,22 @@ def test_who_is_alone_again_has_all_it_wishes_for() -> None:
     here.now_s += 61.0
     here.send(Tick())
     assert here.slots["a"] == 4
+
+
+def test_an_edit_that_concerns_neither_leaves_them_side_by_side() -> None:
+    here = Workstation(chat("a"), chat("b"))
+    for model in "abababab":
+        here.serve(model)
+    loads = len(here.loads)
+    here.send(ConfigChanged((chat("a"), chat("b"), chat("c"))))
+    for number in range(4):
+        instance = here.core.capacity(here.now_s).models["ab"[number % 2]].instance_id
+        assert instance is not None
+        here.send(InstanceFailed(instance, "killed"))
+        here.send(InstanceGone(instance))
+        here.serve("ab"[number % 2])
+    assert len(here.loads) == loads + 4
+    assert here.slots == {"a": 2, "b": 2}
 
 
 def test_a_changed_model_waits_for_the_bytes_of_its_predecessor() -> None:
