@@ -8,8 +8,6 @@ from appliance.gpu.types import GIB, HOST, Layout, Want
 from appliance.scheduler.together import parts
 from appliance.scheduler.values import (
     ConfigChanged,
-    InstanceFailed,
-    InstanceGone,
     ModelSpec,
     Tick,
     Use,
@@ -82,20 +80,13 @@ def test_who_is_alone_again_has_all_it_wishes_for() -> None:
     assert here.slots["a"] == 4
 
 
-def test_an_edit_that_concerns_neither_leaves_them_side_by_side() -> None:
+def test_after_an_edit_the_parts_are_found_anew() -> None:
     here = Workstation(chat("a"), chat("b"))
     for model in "abababab":
         here.serve(model)
     here.send(ConfigChanged((chat("a"), chat("b"), chat("c"))))
-    models = here.core.capacity(here.now_s).models
-    instances = [instance for name in "ab" if (instance := models[name].instance_id)]
-    for instance in instances:
-        here.send(InstanceFailed(instance, "killed"))
-    for instance in instances:
-        here.send(InstanceGone(instance))
-    for model in "ab":
-        here.serve(model)
-    assert here.slots == {"a": 2, "b": 2}
+    parts_of = {name: state.part for name, state in here.core._book.models.items()}
+    assert {name: part.slots for name, part in parts_of.items() if part} == {"a": 2, "b": 2}
 
 
 def test_a_changed_model_waits_for_the_bytes_of_its_predecessor() -> None:
