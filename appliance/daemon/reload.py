@@ -23,8 +23,9 @@ log = logging.getLogger(__name__)
 
 DEBOUNCE_MS = 50
 """An editor writes a file in several steps; after this long without one it is read."""
-STEP_MS = 50
-"""Between two looks of the watcher's thread. At 10 it took 0.3 % of a core, for ever."""
+STEP_MS = 25
+"""Between two looks of the watcher's thread. At 10 it took 0.3 % of a core, for ever; at 50 an edit
+was seen after 0.11 s, and now and then after more than 0.2."""
 
 Apply = Callable[[Config, Config, tuple[diffs.Change, ...]], Awaitable[None]]
 
