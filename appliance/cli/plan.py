@@ -17,7 +17,8 @@ from appliance.errors import ApplianceError, BadRequest
 
 if TYPE_CHECKING:
     from appliance.config.schema import Config
-    from appliance.gpu.types import Inventory, Placement
+    from appliance.gpu.types import Inventory
+    from appliance.gpu.wants import Placement
 
 
 def plan(
@@ -54,7 +55,7 @@ def plan(
 def _plan(
     context: typer.Context, gpus: str, ram: str, models: str, trace: Path | None, disk: str
 ) -> dict[str, Any]:
-    from appliance.gpu.types import PlacementPolicy
+    from appliance.gpu.wants import PlacementPolicy
     from appliance.scheduler.plan import fit_together, outlook, size_named
     from appliance.scheduler.replay import read_trace
     from appliance.scheduler.wanted import model_specs, unreadable_models

@@ -32,8 +32,9 @@ from appliance.engines.vllm.starts import StartLocks
 from appliance.errors import ModelBroken
 from appliance.gpu.gguf import precheck
 from appliance.gpu.safetensors import read_shape
-from appliance.gpu.types import KvType, Placement
+from appliance.gpu.types import KvType
 from appliance.gpu.vllm import rank_kv_bytes
+from appliance.gpu.wants import Placement
 
 log = logging.getLogger(__name__)
 worker_log = logging.getLogger("appliance.worker")

@@ -19,7 +19,8 @@ from appliance.errors import NoCapacity
 from appliance.gpu.calibration import Calibration, load_key
 from appliance.gpu.footprint import ShapeFootprint
 from appliance.gpu.oracle import Oracle
-from appliance.gpu.types import GIB, Inventory, Layout, Placement, PlanParams, Want
+from appliance.gpu.types import GIB, Inventory, Layout, PlanParams
+from appliance.gpu.wants import Placement, Want
 from appliance.scheduler.values import Fit, ModelSpec
 
 log = logging.getLogger(__name__)

@@ -23,15 +23,7 @@ from appliance.gpu.cache import cache_cells
 from appliance.gpu.calibration import Calibration
 from appliance.gpu.compute import compute_bytes, is_pipelined
 from appliance.gpu.ggml_types import KV_BLOCKS, row_bytes
-from appliance.gpu.types import (
-    HOST,
-    Estimate,
-    KvType,
-    LayerShape,
-    ModelShape,
-    PlanParams,
-    Term,
-)
+from appliance.gpu.types import HOST, Estimate, KvType, LayerShape, ModelShape, PlanParams, Term
 
 NO_CALIBRATION = Calibration()
 

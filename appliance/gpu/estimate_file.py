@@ -10,14 +10,7 @@ from appliance.gpu.calibration import Calibration
 from appliance.gpu.estimate import estimate
 from appliance.gpu.safetensors import read_shape as read_folder_shape
 from appliance.gpu.shape import read_shape
-from appliance.gpu.types import (
-    Estimate,
-    KvType,
-    LayerKind,
-    ModelShape,
-    PlanParams,
-    Term,
-)
+from appliance.gpu.types import Estimate, KvType, LayerKind, ModelShape, PlanParams, Term
 
 MAX_CONTEXT = 1 << 27
 MAX_SLOTS = 256

@@ -19,7 +19,8 @@ from itertools import permutations
 from typing import TypeAlias
 
 from appliance.gpu.filling import Configuration, Filling
-from appliance.gpu.types import HOST, DeviceShare, Footprint
+from appliance.gpu.types import HOST, Footprint
+from appliance.gpu.wants import DeviceShare
 
 PERMUTED_CARDS = 3
 """Up to this many cards every order is tried, beyond only by falling and rising room."""

@@ -16,15 +16,7 @@ from appliance.gpu.estimate import (
     state_bytes,
 )
 from appliance.gpu.layer_table import LayerTable
-from appliance.gpu.types import (
-    HOST,
-    Estimate,
-    KvType,
-    LayerShape,
-    Layout,
-    ModelShape,
-    PlanParams,
-)
+from appliance.gpu.types import HOST, Estimate, KvType, LayerShape, Layout, ModelShape, PlanParams
 
 MAX_SEQUENCES = 256
 """llama.cpp's limit (`LLAMA_MAX_SEQ`)."""

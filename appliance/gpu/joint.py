@@ -15,7 +15,8 @@ from itertools import permutations
 
 from appliance.gpu.placement import DEFAULT_POLICY, SEARCHES
 from appliance.gpu.space import Space
-from appliance.gpu.types import KvType, Layout, Placement, PlacementPolicy, Want
+from appliance.gpu.types import KvType, Layout
+from appliance.gpu.wants import Placement, PlacementPolicy, Want
 
 PERMUTED_WANTS = 5
 """Up to this many wants every order is tried (120 of them)."""

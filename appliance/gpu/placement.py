@@ -16,10 +16,9 @@ more), so every step is a binary search; ties are broken by room and UUID, never
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TypeAlias
 
-from appliance.gpu import refusal
 from appliance.gpu.filling import Configuration
 from appliance.gpu.fit import (
     Fit,
@@ -29,16 +28,9 @@ from appliance.gpu.fit import (
     fit_partly,
     largest,
 )
-from appliance.gpu.space import Space, space_in
-from appliance.gpu.types import (
-    HOST,
-    Inventory,
-    KvType,
-    NoFit,
-    Placement,
-    PlacementPolicy,
-    Want,
-)
+from appliance.gpu.space import Space
+from appliance.gpu.types import HOST, KvType
+from appliance.gpu.wants import Placement, PlacementPolicy, Want
 
 WINDOW_STEP = 256
 """Windows are cut in the cache's own steps (`GGML_PAD(n_ctx, 256)`)."""
@@ -47,19 +39,6 @@ DEFAULT_POLICY = PlacementPolicy()
 
 Fits: TypeAlias = Callable[[Configuration], Fit | None]
 Search: TypeAlias = "Callable[[Want, Space, PlacementPolicy], Placement | None]"
-
-
-def place(
-    want: Want,
-    inventory: Inventory,
-    reserved: Mapping[str, int],
-    *,
-    policy: PlacementPolicy = DEFAULT_POLICY,
-    closed: frozenset[str] = frozenset(),
-) -> Placement | NoFit:
-    """Where one more model goes beside what is promised."""
-    space = space_in(inventory, reserved, policy, closed)
-    return search_any(want, space, policy) or refusal.explain(want, space, policy, search_any)
 
 
 def _search_cards(want: Want, space: Space, policy: PlacementPolicy) -> Placement | None:

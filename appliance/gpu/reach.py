@@ -13,7 +13,8 @@ from operator import ge
 
 from appliance.gpu.filling import Configuration, Filling
 from appliance.gpu.fit import Runs
-from appliance.gpu.types import HOST, Want
+from appliance.gpu.types import HOST
+from appliance.gpu.wants import Want
 
 
 class Reach:

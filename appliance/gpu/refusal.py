@@ -8,17 +8,8 @@ from typing import TypeAlias
 
 from appliance.gpu.fit import largest
 from appliance.gpu.space import Space
-from appliance.gpu.types import (
-    GIB,
-    HOST,
-    Choice,
-    KvType,
-    Layout,
-    NoFit,
-    Placement,
-    PlacementPolicy,
-    Want,
-)
+from appliance.gpu.types import GIB, HOST, KvType, Layout
+from appliance.gpu.wants import Choice, NoFit, Placement, PlacementPolicy, Want
 
 Searching: TypeAlias = Callable[[Want, Space, PlacementPolicy], Placement | None]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from appliance.gpu.types import Device, Inventory, Placement, PlacementPolicy, Want
+from appliance.gpu.types import Device, Inventory
+from appliance.gpu.wants import Placement, PlacementPolicy, Want
 
 
 @dataclass(frozen=True, slots=True)

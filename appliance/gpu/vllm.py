@@ -19,17 +19,8 @@ from pathlib import Path
 
 from appliance.gpu.calibration import Calibration
 from appliance.gpu.safetensors import read_shape
-from appliance.gpu.types import (
-    HOST,
-    MIB,
-    Estimate,
-    KvType,
-    LayerKind,
-    Layout,
-    ModelShape,
-    Placement,
-    Term,
-)
+from appliance.gpu.types import HOST, MIB, Estimate, KvType, LayerKind, Layout, ModelShape, Term
+from appliance.gpu.wants import Placement
 
 BLOCK_TOKENS = 16
 SPARE_TOKENS = 256

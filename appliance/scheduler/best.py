@@ -32,8 +32,7 @@ def examine(book: Book, state: ModelState) -> None:
         if instance.spec.pinned and instance.model != state.spec.name:
             for device, held in book.ledger.held_by(instance.instance_id).items():
                 free[device] = free.get(device, 0) - held
-    wish = state.part or state.spec
-    fit = book.placer.place(wish, {d: max(amount, 0) for d, amount in free.items()})
+    fit = book.placer.place(state.wish, {d: max(amount, 0) for d, amount in free.items()})
     state.checked_epoch = book.epoch
     if isinstance(fit, Misfit):
         state.misfit, state.size_bytes, state.best_on_cards = fit, 0, 0.0
@@ -44,15 +43,13 @@ def examine(book: Book, state: ModelState) -> None:
 def place(book: Book, state: ModelState, free: Mapping[str, int]) -> Fit | Misfit:
     """Where the model goes among free bytes, not much worse than at best."""
     examine(book, state)
-    wish = state.part or state.spec
-    return book.placer.place(wish, free, enough(state.best_on_cards, state.size_bytes))
+    return book.placer.place(state.wish, free, enough(state.best_on_cards, state.size_bytes))
 
 
 def fits(book: Book, state: ModelState, free: Mapping[str, int]) -> bool:
     """Whether there is such a place."""
     examine(book, state)
-    wish = state.part or state.spec
-    return book.placer.fits(wish, free, enough(state.best_on_cards, state.size_bytes))
+    return book.placer.fits(state.wish, free, enough(state.best_on_cards, state.size_bytes))
 
 
 def make_way(
@@ -88,7 +85,7 @@ def has_more(book: Book, state: ModelState, instance: Instance) -> bool:
 
 def could_have_more(book: Book, state: ModelState, instance: Instance) -> bool:
     """Whether it could have more slots than it has, if those who idle go."""
-    if (state.part or state.spec).slots <= instance.slots:
+    if state.wish.slots <= instance.slots:
         return False
     idle = [other for other in book.ready() if not (other.leases or other.spec.pinned)]
     more = place(book, state, book.freed([instance, *(i for i in idle if i is not instance)]))

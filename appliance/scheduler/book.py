@@ -52,9 +52,8 @@ class Sharing:
     """What was last asked about who is loaded beside whom: of which models, in which memory."""
 
     number: int = 0
-    of: frozenset[tuple[str, str, int]] = frozenset()
-    """Names, fingerprints, and slots that are needed."""
-    names: frozenset[str] = frozenset()
+    of: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """By name the fingerprint, and the slots that are needed."""
     epoch: int = -1
     until_s: float = 0.0
     """Until then, and in that epoch, those in use need no second look."""

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, Self, TypeAlias, assert_never
+from typing import Self, assert_never
 
 from appliance.clock import Clock
 from appliance.engines.base import Engine
@@ -25,6 +25,7 @@ from appliance.errors import (
 from appliance.scheduler.core import Core
 from appliance.scheduler.leases import Lease, LeaseRequest
 from appliance.scheduler.policy import Policy
+from appliance.scheduler.ports import EngineFactory, MemoryWatch, Parts
 from appliance.scheduler.refusals import error_of, failure_of
 from appliance.scheduler.values import (
     AgentSpec,
@@ -34,7 +35,6 @@ from appliance.scheduler.values import (
     DrainRequested,
     Effect,
     Event,
-    Fit,
     Grant,
     InstanceFailed,
     InstanceGone,
@@ -53,7 +53,6 @@ from appliance.scheduler.values import (
     StepRequested,
     StopInstance,
     Tick,
-    Use,
     WakeAt,
 )
 from appliance.types import Progress
@@ -66,31 +65,6 @@ STUCK_BYTES_S = 5.0
 
 _PROGRESS_EVERY_S = 1.0
 """How often a waiter is told that it still waits."""
-
-
-Parts: TypeAlias = Callable[[Mapping[ModelSpec, Use], Mapping[str, int]], Mapping[str, ModelSpec]]
-"""`together.parts`: what models used beside each other are to wish for."""
-
-
-class EngineFactory(Protocol):
-    """Builds engines, starts nothing; in a thread, as files are read and libraries imported.
-    `placement` is what the placer put into `Fit.placement`."""
-
-    def create(self, model: str, placement: object) -> Engine: ...
-
-
-class MemoryWatch(Protocol):
-    """Knows what an instance holds, and when a dead process's bytes are free again."""
-
-    async def foresee(self, spec: ModelSpec, fit: Fit) -> None:
-        """A last look before a load, its bytes being promised. Raises `NoCapacity` to decline."""
-        ...
-
-    async def measured(self, spec: ModelSpec, fit: Fit, pid: int) -> Mapping[str, int]:
-        """Bytes by device that a loaded instance holds, where the devices tell."""
-        ...
-
-    async def returned(self, pid: int, devices: Sequence[str]) -> None: ...
 
 
 @dataclass(slots=True, eq=False)

@@ -169,6 +169,11 @@ class ModelState:
         running = self.uses_at(now_s) / seen_s * self.service_s
         return max(math.ceil(running + math.sqrt(running)), 1)
 
+    @property
+    def wish(self) -> ModelSpec:
+        """As what it is to be loaded, if there is room for all of that."""
+        return self.part or self.spec
+
     def asked(self, now_s: float, hold_s: float) -> None:
         uses = self.uses_at(now_s)
         if uses < _FORGOTTEN:

@@ -14,7 +14,8 @@ from appliance.gpu import refusal
 from appliance.gpu.placement import search_any
 from appliance.gpu.reach import Reach
 from appliance.gpu.space import Space
-from appliance.gpu.types import HOST, PlacementPolicy, Want
+from appliance.gpu.types import HOST
+from appliance.gpu.wants import PlacementPolicy, Want
 from appliance.scheduler.values import Fit, Holdings, Misfit, ModelSpec
 
 ANSWERS_KEPT = 256

@@ -17,15 +17,8 @@ from appliance.errors import BadRequest
 from appliance.gpu import refusal
 from appliance.gpu.placement import search_any
 from appliance.gpu.space import space_in
-from appliance.gpu.types import (
-    Device,
-    Inventory,
-    Layout,
-    NoFit,
-    Placement,
-    PlacementPolicy,
-    Want,
-)
+from appliance.gpu.types import Device, Inventory, Layout
+from appliance.gpu.wants import NoFit, Placement, PlacementPolicy, Want
 from appliance.scheduler.memory_placer import MemoryPlacer
 from appliance.scheduler.replay import TraceRow
 from appliance.scheduler.simulator import expect

@@ -56,9 +56,14 @@ def start(book: Book, state: ModelState, fit: Fit, now_s: float, *, is_guess: bo
     reserved = book.ledger.reserve(instance_id, fit.bytes_by_device)
     assert reserved, "a placement fits the free bytes it was given"
     instance = Instance(
-        instance_id, state.spec, fit, ResidentState.STARTING, now_s, is_guess=is_guess
+        instance_id,
+        state.spec,
+        fit,
+        ResidentState.STARTING,
+        now_s,
+        is_guess=is_guess,
+        is_less=fit.is_less or state.part is not None,
     )
-    instance.is_less = fit.is_less or state.part is not None
     book.add(state, instance)
     book.room_made_for = ""
     if fit.bytes_by_device:

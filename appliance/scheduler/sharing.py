@@ -44,7 +44,7 @@ def asked(book: Book, state: ModelState, now_s: float) -> None:
 def consider(book: Book, asked: str, now_s: float) -> None:
     """Asks for the parts of the models in use, unless it is known or nobody's to be less."""
     state = book.sharing
-    if asked in state.names and book.epoch == state.epoch and now_s < state.until_s:
+    if asked in state.of and book.epoch == state.epoch and now_s < state.until_s:
         return
     state.epoch, state.until_s = book.epoch, now_s + _EVERY_S
     using = {
@@ -52,14 +52,11 @@ def consider(book: Book, asked: str, now_s: float) -> None:
         for model in book.models.values()
         if _is_used(model, now_s)
     }
-    of = frozenset(
-        (spec.name, spec.fingerprint, min(use.slots, spec.slots)) for spec, use in using.items()
-    )
+    of = {s.name: (s.fingerprint, min(use.slots, s.slots)) for s, use in using.items()}
     capacity = book.ledger.capacities()
     if of == state.of and _is_alike(capacity, state.capacity):
         return
     state.of, state.capacity = of, dict(capacity)
-    state.names = frozenset(spec.name for spec in using)
     state.number += 1
     if len(using) > 1 and any(spec.is_elastic for spec in using):
         book.effects.append(ShareOut(state.number, using, dict(capacity)))
@@ -69,7 +66,7 @@ def consider(book: Book, asked: str, now_s: float) -> None:
 
 def forget(book: Book, now_s: float) -> None:
     """The models are others, or other sizes are known of them: what was found out is void."""
-    book.sharing.of, book.sharing.epoch = frozenset(), -1
+    book.sharing.of = {}
     consider(book, "", now_s)
 
 
@@ -86,7 +83,7 @@ def _share(book: Book, parts: Mapping[str, ModelSpec], now_s: float) -> None:
             part = None
         if part != state.part:
             state.part, state.checked_epoch, state.misfit_room = part, -1, -1
-        told = (part or state.spec).slots, part is not None
+        told = state.wish.slots, part is not None
         if told != state.part_told and (part is not None or state.part_told is not None):
             state.part_told = told
             book.record(

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from appliance.gpu.joint import place_together
 from appliance.gpu.placement import search_any
 from appliance.gpu.space import Space
-from appliance.gpu.types import HOST, Placement, PlacementPolicy, Want
+from appliance.gpu.types import HOST
+from appliance.gpu.wants import Placement, PlacementPolicy, Want
 from appliance.scheduler.best import enough
 from appliance.scheduler.values import ModelSpec, Use
 

@@ -21,8 +21,9 @@ from appliance.gpu.calibration import Calibration
 from appliance.gpu.footprint import ShapeFootprint
 from appliance.gpu.safetensors import read_shape as read_folder_shape
 from appliance.gpu.shape import read_shape
-from appliance.gpu.types import HOST, FixedFootprint, Footprint, Inventory, KvType, Want
+from appliance.gpu.types import HOST, FixedFootprint, Footprint, Inventory, KvType
 from appliance.gpu.vllm import VllmFootprint
+from appliance.gpu.wants import Want
 from appliance.scheduler.policy import Policy
 from appliance.scheduler.values import AgentSpec, DeviceView, ModelSpec
 

@@ -37,7 +37,8 @@ from appliance.errors import BadRequest
 from appliance.gpu.calibration import Calibration, load_key
 from appliance.gpu.footprint import ShapeFootprint
 from appliance.gpu.shape import read_shape
-from appliance.gpu.types import HOST, KvType, Layout, ModelShape, Want
+from appliance.gpu.types import HOST, KvType, Layout, ModelShape
+from appliance.gpu.wants import Want
 from appliance.scheduler.core import Core
 from appliance.scheduler.memory_placer import MemoryPlacer
 from appliance.scheduler.placing import BestFit

@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from appliance.gpu.footprint import ShapeFootprint
 from appliance.gpu.shape import read_shape
-from appliance.gpu.types import GIB, HOST, Device, Inventory, PlacementPolicy, Want
+from appliance.gpu.types import GIB, HOST, Device, Inventory
+from appliance.gpu.wants import PlacementPolicy, Want
 from appliance.scheduler.plan import cards_named, outlook
 from appliance.scheduler.replay import TraceRow
 from appliance.scheduler.values import ModelSpec

@@ -11,7 +11,8 @@ from appliance.daemon.sizes import FILE, Sizes
 from appliance.gpu.footprint import ShapeFootprint
 from appliance.gpu.host import host_device
 from appliance.gpu.shape import read_shape
-from appliance.gpu.types import GIB, MIB, Device, Inventory, Placement, Want
+from appliance.gpu.types import GIB, MIB, Device, Inventory
+from appliance.gpu.wants import Placement, Want
 from appliance.scheduler.ledger import settled
 from appliance.scheduler.memory_placer import MemoryPlacer
 from appliance.scheduler.values import Fit, Holdings, ModelSpec

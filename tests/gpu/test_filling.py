@@ -17,7 +17,8 @@ from appliance.gpu.placement import search_any
 from appliance.gpu.reach import Reach
 from appliance.gpu.shape import read_shape
 from appliance.gpu.space import Space
-from appliance.gpu.types import GIB, HOST, MIB, KvType, Layout, ModelShape, PlacementPolicy, Want
+from appliance.gpu.types import GIB, HOST, MIB, KvType, Layout, ModelShape
+from appliance.gpu.wants import PlacementPolicy, Want
 from tests.gpu.sketches.catalogue import SKETCHES
 from tests.gpu.sparse import write
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from appliance.gpu.filling import Configuration
 from appliance.gpu.fit import fit_on_cards
 from appliance.gpu.joint import place_together
-from appliance.gpu.placement import place
 from appliance.gpu.space import space_in
 from appliance.gpu.types import (
     GIB,
@@ -24,12 +23,10 @@ from appliance.gpu.types import (
     Inventory,
     KvType,
     Layout,
-    NoFit,
-    Placement,
-    PlacementPolicy,
     ProcessUse,
-    Want,
 )
+from appliance.gpu.wants import NoFit, Placement, PlacementPolicy, Want
+from tests.gpu.placing import place
 
 TIGHT = PlacementPolicy(reserve_bytes=0, host_reserve_bytes=0)
 

@@ -10,20 +10,8 @@ from typing import Any
 import pytest
 
 from appliance.errors import ModelBroken
-from appliance.gpu.placement import place
 from appliance.gpu.safetensors import read_shape
-from appliance.gpu.types import (
-    GIB,
-    HOST,
-    Device,
-    Inventory,
-    KvType,
-    LayerKind,
-    NoFit,
-    Placement,
-    Term,
-    Want,
-)
+from appliance.gpu.types import GIB, HOST, Device, Inventory, KvType, LayerKind, Term
 from appliance.gpu.vllm import (
     SPARE_TOKENS,
     VllmFootprint,
@@ -31,6 +19,8 @@ from appliance.gpu.vllm import (
     estimate_vllm,
     kv_cache_bytes,
 )
+from appliance.gpu.wants import NoFit, Placement, Want
+from tests.gpu.placing import place
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen3",

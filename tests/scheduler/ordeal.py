@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from appliance.gpu.footprint import MEASURED_MARGIN
 from appliance.scheduler.core import Core
-from appliance.scheduler.placing import BestFit, WithMargin
+from appliance.scheduler.placing import BestFit
 from appliance.scheduler.policy import Policy
 from appliance.scheduler.values import (
     AgentSpec,
@@ -55,6 +55,7 @@ from tests.scheduler.machine import (
     Mishaps,
     Worker,
 )
+from tests.scheduler.margin import WithMargin
 from tests.scheduler.optimum import Course, Held
 from tests.scheduler.packing import Packing
 from tests.scheduler.watch import Signs, Watch

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from appliance.gpu.types import GIB, HOST, Layout, Want
+from appliance.gpu.types import GIB, HOST, Layout
+from appliance.gpu.wants import Want
 from appliance.scheduler.core import Core
 from appliance.scheduler.memory_placer import MemoryPlacer
 from appliance.scheduler.policy import Policy

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from appliance.gpu.types import GIB, FixedFootprint, Want
+from appliance.gpu.types import GIB, FixedFootprint
+from appliance.gpu.wants import Want
 from appliance.scheduler.core import Core
 from appliance.scheduler.memory_placer import MemoryPlacer
 from appliance.scheduler.values import (

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.scheduler.placing import BestFit, WithMargin
+from appliance.scheduler.placing import BestFit
 from appliance.scheduler.values import Fit, ModelSpec
 from tests.scheduler.machine import CARDS, GIB, Loading
+from tests.scheduler.margin import WithMargin
 from tests.scheduler.optimum import Course, Held, most_byte_s
 from tests.scheduler.ordeal import Survived, endure
 from tests.scheduler.packing import Packing

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from appliance.cli.commands import app
 from appliance.errors import BadRequest
-from appliance.gpu.types import GIB, HOST, Device, FixedFootprint, Inventory, PlacementPolicy, Want
+from appliance.gpu.types import GIB, HOST, Device, FixedFootprint, Inventory
+from appliance.gpu.wants import PlacementPolicy, Want
 from appliance.scheduler.plan import cards_named, fit_together, outlook
 from appliance.scheduler.replay import TraceRow
 from appliance.scheduler.values import ModelSpec

@@ -12,7 +12,8 @@ from appliance.gpu.footprint import ShapeFootprint
 from appliance.gpu.placement import search_any
 from appliance.gpu.shape import read_shape
 from appliance.gpu.space import Space
-from appliance.gpu.types import GIB, HOST, Footprint, ModelShape, PlacementPolicy, Want
+from appliance.gpu.types import GIB, HOST, Footprint, ModelShape
+from appliance.gpu.wants import PlacementPolicy, Want
 from appliance.scheduler.core import Core
 from appliance.scheduler.memory_placer import MemoryPlacer
 from appliance.scheduler.policy import Policy

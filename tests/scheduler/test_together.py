@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from appliance.gpu.types import GIB, HOST, Layout, Want
+from appliance.gpu.types import GIB, HOST, Layout
+from appliance.gpu.wants import Want
 from appliance.scheduler.together import parts
 from appliance.scheduler.values import (
     ConfigChanged,

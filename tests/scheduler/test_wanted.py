@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from appliance.config.load import load
-from appliance.gpu.placement import place
-from appliance.gpu.types import GIB, HOST, Device, Inventory, Placement, Want
+from appliance.gpu.types import GIB, HOST, Device, Inventory
+from appliance.gpu.wants import Placement, Want
 from appliance.scheduler.wanted import model_specs
+from tests.gpu.placing import place
 from tests.gpu.sketches.catalogue import SKETCHES
 from tests.gpu.sparse import write
 
