@@ -123,7 +123,7 @@ def fit_together(
         tuple(found.resident.values()),
         tuple(p for name, p in found.alone.items() if p is not None and name not in found.resident),
         tuple(
-            refusal.explain(want, space, policy, search_any)
+            refusal.explain(want, found.beside_pinned, policy, search_any)
             for want in wants
             if found.alone[want.model] is None
         ),

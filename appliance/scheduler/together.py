@@ -31,6 +31,8 @@ class Together:
 
     resident: Mapping[str, Placement]
     alone: Mapping[str, Placement | None]
+    beside_pinned: Space
+    """What the pinned leave to each alone."""
 
 
 def together(
@@ -48,7 +50,7 @@ def together(
         for want in wants
         if (found := alone[want.model]) is not None
     ]
-    return Together(place_together(fitting, space, policy), alone)
+    return Together(place_together(fitting, space, policy), alone, rest)
 
 
 def parts(models: Mapping[ModelSpec, Use], capacity: Mapping[str, int]) -> dict[str, ModelSpec]:
