@@ -58,7 +58,7 @@ def test_what_does_not_fit_beside_the_pinned_is_told_what_they_leave() -> None:
     specs = [replace(model("kept", 20), pinned=True), model("b", 10)]
     found = fit_together(specs, machine("24GiB"), POLICY)
     assert [refusal.model for refusal in found.refused] == ["b"]
-    assert "3.50 GiB can be promised" in found.refused[0].reason
+    assert "; 3.50 GiB can be promised" in found.refused[0].reason
 
 
 def test_a_card_pinned_by_its_index_is_found() -> None:
