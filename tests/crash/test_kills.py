@@ -36,7 +36,7 @@ async def test_no_turn_is_lost_and_no_effect_happens_twice_when_the_daemon_is_ki
 
 
 async def test_nothing_is_repeated_silently_when_runners_die_with_the_daemon() -> None:
-    figures = await kills("--kills", "4", "--with-runner", "--seed", "2")
+    figures = await kills("--kills", "7", "--with-runner", "--seed", "2")
     assert (figures["lost"], figures["twice"]) == (0, 0)
     assert figures["done"] + figures["in_doubt"] + figures["cancelled"] == figures["accepted"]
     assert (figures["in_doubt_unlisted"], figures["cancellations_lost"]) == (0, 0)
